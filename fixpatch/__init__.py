@@ -1,0 +1,48 @@
+"""fixpatch: graft small trained fixers into a frozen Keras classifier, so that it stands up to adversarial examples.
+
+The names below load on first use: `import fixpatch` itself pulls in no TensorFlow.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from fixpatch.errors import DataError, FixpatchError, ModelError, PatchError, SettingError
+
+if TYPE_CHECKING:
+    from fixpatch.attacks import ATTACKS as ATTACKS
+    from fixpatch.classifier import KerasClassifier as KerasClassifier
+    from fixpatch.evaluate import evaluate as evaluate
+    from fixpatch.models import Base as Base
+    from fixpatch.models import load as load
+    from fixpatch.patches import Patch as Patch
+    from fixpatch.patches import load_patch as load_patch
+    from fixpatch.train import train as train
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "ATTACKS": "attacks",
+    "Base": "models",
+    "KerasClassifier": "classifier",
+    "Patch": "patches",
+    "evaluate": "evaluate",
+    "load": "models",
+    "load_patch": "patches",
+    "train": "train",
+}
+
+__all__ = ["DataError", "FixpatchError", "ModelError", "PatchError", "SettingError", "__version__", *_HOMES]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'fixpatch' has no attribute '{name}'")
+    value = getattr(importlib.import_module(f"fixpatch.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,282 @@
+"""The estimator that ART's unmodified attacks drive: compiled, batched, remembering, tracking the strongest iterate.
+
+ART's own Keras estimators do not work with Keras 3, and its TensorFlow one ignores the batch size and computes every
+gradient eagerly. This one derives from ART's neutral mixins: numpy in, numpy out, on any Keras backend.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import keras
+import numpy as np
+from art.estimators.classification.classifier import ClassGradientsMixin, ClassifierMixin
+from art.estimators.estimator import BaseEstimator, LossGradientsMixin
+
+from fixpatch.heads import logits_view
+
+Array = np.ndarray
+MEMORY_BYTES = 256 * 2**20
+
+
+def cross_entropy(logits: Any, y: Any) -> Any:
+    """Return each image's cross-entropy `(B,)`, never exactly 0: AutoPGD stops a whole batch whose losses all are."""
+    log_p = keras.ops.log_softmax(logits, axis=-1)
+    loss = -keras.ops.squeeze(keras.ops.take_along_axis(log_p, y[:, None], axis=-1), -1)
+    return keras.ops.maximum(loss, 1e-30)
+
+
+def one_logit(logits: Any, y: Any) -> Any:
+    """Return each image's logit of class `y`, `(B,)`."""
+    return keras.ops.squeeze(keras.ops.take_along_axis(logits, y[:, None], axis=-1), -1)
+
+
+def value_and_gradient(model: keras.Model, objective: Callable[[Any, Any], Any]) -> Callable[[Array, Array], tuple]:
+    """Compile `objective(model(x), y)`; the one place that knows the backend.
+
+    Returns:
+        A function from images `(B, ...)` float32 and class ids `(B,)` int32 to values `(B,)`, logits `(B, classes)` and
+        the gradient of each image's value with respect to that image, all numpy float32.
+    """
+    return {"tensorflow": _with_tensorflow, "jax": _with_jax, "torch": _with_torch}[keras.backend.backend()](
+        model, objective
+    )
+
+
+def _with_tensorflow(model: keras.Model, objective: Callable) -> Callable:
+    import tensorflow as tf
+
+    shape = (None, *model.inputs[0].shape[1:])
+
+    # A free batch axis: the last, smaller batch traces nothing anew.
+    @tf.function(input_signature=[tf.TensorSpec(shape, tf.float32), tf.TensorSpec((None,), tf.int32)])
+    def compiled(x: Any, y: Any) -> Any:
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            logits = model(x, training=False)
+            value = objective(logits, y)
+        return value, logits, tape.gradient(value, x)
+
+    return lambda x, y: tuple(part.numpy() for part in compiled(tf.constant(x), tf.constant(y)))
+
+
+def _with_jax(model: keras.Model, objective: Callable) -> Callable:
+    import jax
+
+    @jax.jit
+    def compiled(trainable: Any, fixed: Any, x: Any, y: Any) -> Any:
+        def total(x: Any) -> Any:
+            logits, _ = model.stateless_call(trainable, fixed, x, training=False)
+            value = objective(logits, y)
+            return value.sum(), (value, logits)
+
+        (_, (value, logits)), gradient = jax.value_and_grad(total, has_aux=True)(x)
+        return value, logits, gradient
+
+    def run(x: Array, y: Array) -> tuple:
+        trainable = [variable.value for variable in model.trainable_variables]
+        fixed = [variable.value for variable in model.non_trainable_variables]
+        size = len(x)
+        room = (1 << (size - 1).bit_length()) - size  # a new batch size compiles anew: round it up to a power of two
+        pad = lambda part: np.concatenate([part, np.repeat(part[:1], room, axis=0)])  # noqa: E731
+        return tuple(np.asarray(part)[:size] for part in compiled(trainable, fixed, pad(x), pad(y)))
+
+    return run
+
+
+def _with_torch(model: keras.Model, objective: Callable) -> Callable:
+    import torch
+
+    def run(x: Array, y: Array) -> tuple:
+        points = keras.ops.convert_to_tensor(x).detach().requires_grad_(True)
+        logits = model(points, training=False)
+        value = objective(logits, keras.ops.convert_to_tensor(y))
+        (gradient,) = torch.autograd.grad(value.sum(), points)
+        return tuple(part.detach().cpu().numpy() for part in (value, logits, gradient))
+
+    return run
+
+
+class Tracker:
+    """Per image, the strongest point that an attack has tried inside the ball.
+
+    A misclassified point beats a correct one; among equals the higher cross-entropy wins. ART's attacks return the last
+    iterate (AutoPGD: the random start where it failed), which is weaker.
+
+    Attributes:
+        best: Strongest points so far `(N, ...)`, inside the ball and the input range; the image itself at first.
+        broken: Which of them the model misclassifies `(N,)`.
+        loss: Their cross-entropy `(N,)`.
+    """
+
+    def __init__(
+        self, x: Array, y: Array, eps: float, input_range: tuple[float, float], stop_when_broken: bool
+    ) -> None:
+        self.x, self.y, self.stop_when_broken = x, y, stop_when_broken
+        self.low = np.maximum(x - np.float32(eps), np.float32(input_range[0]))
+        self.high = np.minimum(x + np.float32(eps), np.float32(input_range[1]))
+        self.slack = np.float32(1e-4 * eps)
+        self.best, self.broken = x.copy(), np.zeros(len(x), bool)
+        self.loss = np.full(len(x), -np.inf, np.float32)
+
+    def rows(self, points: Array) -> Array:
+        """Return which image each point belongs to: attacks keep the order, or drop images that they have broken."""
+        if len(points) == len(self.x):
+            return np.arange(len(self.x))
+        return np.array([np.abs(self.x - point).reshape(len(self.x), -1).max(1).argmin() for point in points], int)
+
+    def project(self, points: Array, rows: Array) -> tuple[Array, Array]:
+        """Return the points projected into their image's ball, and which of them really moved."""
+        inside = np.clip(points, self.low[rows], self.high[rows])
+        moved = np.abs(inside - points).reshape(len(points), -1).max(1) > self.slack
+        return inside, moved
+
+    def see(self, points: Array, rows: Array, logits: Array) -> None:
+        """Take in points inside the ball with the model's logits for them."""
+        y = self.y[rows]
+        top = logits.max(1, keepdims=True)
+        loss = (top[:, 0] + np.log(np.exp(logits - top).sum(1))) - logits[np.arange(len(y)), y]
+        broken = logits.argmax(1) != y
+        for i, row in enumerate(rows):
+            if (broken[i], loss[i]) > (self.broken[row], self.loss[row]):
+                self.best[row], self.broken[row], self.loss[row] = points[i], broken[i], loss[i]
+        if self.stop_when_broken and self.broken.all():
+            raise AllBroken
+
+
+class AllBroken(Exception):
+    """Every tracked image is misclassified: an attack that goes on would change nothing."""
+
+
+class KerasClassifier(ClassGradientsMixin, ClassifierMixin, LossGradientsMixin, BaseEstimator):
+    """An ART estimator over any Keras classifier; its outputs are logits.
+
+    Args:
+        model: A Keras classifier with a softmax, sigmoid or logits head.
+        input_range: Lowest and highest input value.
+        batch_size: Images per compiled call; memory does not grow beyond it.
+    """
+
+    def __init__(
+        self, model: keras.Model, *, input_range: tuple[float, float] = (0.0, 1.0), batch_size: int = 64
+    ) -> None:
+        self._logits, _ = logits_view(model)
+        super().__init__(model=model, clip_values=input_range)
+        self.nb_classes = int(self._logits.outputs[0].shape[-1])
+        self.batch_size = batch_size
+        self._functions: dict[Callable, Callable] = {}
+        self._memory: OrderedDict[bytes, tuple] = OrderedDict()
+        self._remembered = 0
+        self._tracker: Tracker | None = None
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one image as the model takes it."""
+        return tuple(size or 32 for size in self._logits.inputs[0].shape[1:])
+
+    def fit(self, x: Array, y: Array, **kwargs: Any) -> None:
+        """Refuse: fixpatch trains patches, never the base."""
+        raise TypeError("KerasClassifier is for attacks; fixpatch.train trains a patch.")
+
+    def predict(self, x: Array, batch_size: int | None = None, **kwargs: Any) -> Array:
+        """Return logits `(B, classes)` for images `(B, ...)` in the model's input range."""
+        del batch_size, kwargs
+        x = np.asarray(x, np.float32)
+        kept = [self._memory.get(_key(point)) for point in x]
+        if all(entry is not None for entry in kept):
+            logits = np.array([entry[2] for entry in kept if entry is not None]).reshape(len(x), self.nb_classes)
+        else:
+            starts = range(0, len(x), self.batch_size)
+            logits = np.concatenate([self._forward(x[start : start + self.batch_size]) for start in starts])
+        self._show_tracker(x, logits)
+        return logits
+
+    def compute_loss(self, x: Array, y: Array, reduction: str = "none", **kwargs: Any) -> Array:
+        """Return the cross-entropy `(B,)` of images `(B, ...)` for labels `(B,)` or one-hot `(B, classes)`."""
+        loss, _ = self._evaluate(x, y, cross_entropy)
+        return loss if reduction == "none" else getattr(np, reduction)(loss)
+
+    def loss_gradient(self, x: Array, y: Array, **kwargs: Any) -> Array:
+        """Return the gradient `(B, ...)` of the cross-entropy with respect to the images."""
+        return self._evaluate(x, y, cross_entropy)[1]
+
+    def class_gradient(self, x: Array, label: Any = None, **kwargs: Any) -> Array:
+        """Return the gradients of the logits of the classes `label`, `(B, 1, ...)`; `(B, classes, ...)` for None."""
+        labels = range(self.nb_classes) if label is None else [label]
+        each = [self._evaluate(x, np.broadcast_to(np.asarray(one), len(x)), one_logit)[1] for one in labels]
+        return np.stack(each, axis=1)
+
+    @contextmanager
+    def tracking(self, x: Array, y: Array, eps: float, *, stop_when_broken: bool = False) -> Iterator[Tracker]:
+        """Track the strongest point per image of what an attack tries inside the block.
+
+        Args:
+            x: Images `(N, ...)` in the model's input range.
+            y: Class ids `(N,)`.
+            eps: l_inf radius in units of the input.
+            stop_when_broken: Leave the block as soon as every image is misclassified.
+        """
+        self._tracker = Tracker(np.asarray(x, np.float32), np.asarray(y), eps, self.clip_values, stop_when_broken)
+        try:
+            yield self._tracker
+        except AllBroken:
+            pass
+        finally:
+            self._tracker = None
+
+    def _evaluate(self, x: Array, y: Array, objective: Callable) -> tuple[Array, Array]:
+        """Return values and gradients; points seen lately come from memory, the others in compiled batches.
+
+        AutoPGD asks for the loss at a point and then for the gradient there, and returns to its best point at its
+        checkpoints: with the memory it costs one pass per iteration.
+        """
+        x = np.ascontiguousarray(x, np.float32)
+        y = np.asarray(y).argmax(1) if np.ndim(y) == 2 else np.asarray(y)
+        y = y.astype(np.int32)
+        tag = objective.__name__.encode()
+        keys = [_key(point) for point in x]
+        kept = [self._memory.get(key) for key in keys]
+        known = [entry is not None and entry[0] == (tag, int(label)) for entry, label in zip(kept, y, strict=True)]
+        fresh = np.flatnonzero(~np.array(known, bool))
+        for start in range(0, len(fresh), self.batch_size):
+            rows = fresh[start : start + self.batch_size]
+            value, logits, gradient = self._compiled(objective)(x[rows], y[rows])
+            for i, row in enumerate(rows):
+                kept[row] = ((tag, int(y[row])), value[i], logits[i], gradient[i])
+                self._remember(keys[row], kept[row])
+        self._show_tracker(x, np.stack([entry[2] for entry in kept]))
+        return np.stack([entry[1] for entry in kept]), np.stack([entry[3] for entry in kept])
+
+    def _forward(self, x: Array) -> Array:
+        return np.asarray(self._logits.predict_on_batch(x), np.float32)
+
+    def _compiled(self, objective: Callable) -> Callable:
+        if objective not in self._functions:
+            self._functions[objective] = value_and_gradient(self._logits, objective)
+        return self._functions[objective]
+
+    def _remember(self, key: bytes, entry: tuple) -> None:
+        self._remembered += entry[3].nbytes - (self._memory.pop(key)[3].nbytes if key in self._memory else 0)
+        self._memory[key] = (*entry[:3], entry[3].copy())
+        while self._remembered > MEMORY_BYTES:
+            self._remembered -= self._memory.popitem(last=False)[1][3].nbytes
+
+    def _show_tracker(self, points: Array, logits: Array) -> None:
+        """Show the tracker what was tried; points outside the ball are judged where they land when projected."""
+        tracker = self._tracker
+        if tracker is None:
+            return
+        rows = tracker.rows(points)
+        inside, moved = tracker.project(points, rows)
+        if moved.any():
+            logits = logits.copy()
+            logits[moved] = self._forward(inside[moved])
+        tracker.see(inside, rows, logits)
+
+
+def _key(point: Array) -> bytes:
+    return hashlib.blake2b(point, digest_size=16).digest()

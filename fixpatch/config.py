@@ -1,0 +1,227 @@
+"""Every setting that shapes a result, as frozen dataclasses that check themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
+from fractions import Fraction
+from typing import Any
+
+from fixpatch.errors import SettingError, did_you_mean
+
+AUGMENTS = ("none", "shift", "cifar", "hist")
+ATTACKERS = ("base", "patched")
+LABELS = ("true", "predicted")
+TARGETS = ("natural", "same-input")
+
+
+def parse_fraction(text: str | float, setting: str) -> float:
+    """Read a number given as `0.03` or `8/255`.
+
+    Raises:
+        SettingError: `text` is neither.
+    """
+    try:
+        return float(Fraction(text)) if isinstance(text, str) else float(text)
+    except (ValueError, ZeroDivisionError):
+        raise SettingError(f"{setting} is '{text}', not a number.", "Write 0.03 or 8/255.") from None
+
+
+def require_choice(value: str, known: tuple[str, ...], setting: str) -> None:
+    """Check that `value` is one of `known`.
+
+    Raises:
+        SettingError: It is not; the message lists what is.
+    """
+    if value not in known:
+        hint = f"{did_you_mean(value, known)} Known: {', '.join(known)}.".strip()
+        raise SettingError(f"{setting} is '{value}', which fixpatch does not know.", hint)
+
+
+def require_range(value: float, low: float, high: float, setting: str) -> None:
+    """Check that `low <= value <= high`.
+
+    Raises:
+        SettingError: It is not (or is no number at all).
+    """
+    if not low <= value <= high:
+        bound = f"at least {low:g}" if high == float("inf") else f"from {low:g} to {high:g}"
+        raise SettingError(f"{setting} is {value:g}; it has to be {bound}.")
+
+
+@dataclass(frozen=True)
+class FixerConfig:
+    """The shape of the grafted modules (paper: equation 1, table 7).
+
+    Attributes:
+        delta: Scale of the correction; 0 gives the base back.
+        compression: The first convolution leaves 1 / `compression` of the channels.
+        activation: Activation of the second convolution.
+        final_relu: Whether a ReLU follows the sum: only where the features are proven non-negative (`auto`),
+            `always` or `never`.
+        initializer: Start of the second convolution: `zeros` makes a fresh patch reproduce the base.
+    """
+
+    module: str = "fixer"
+    delta: float = 1.0
+    compression: int = 4
+    activation: str = "linear"
+    final_relu: str = "auto"
+    initializer: str = "zeros"
+
+    def __post_init__(self) -> None:
+        require_choice(self.module, ("fixer",), "--module")
+        require_choice(self.activation, ("linear", "tanh"), "--activation")
+        require_choice(self.final_relu, ("auto", "always", "never"), "--final-relu")
+        require_choice(self.initializer, ("zeros", "glorot_uniform"), "--initializer")
+        require_range(self.delta, 0, 1, "--delta")
+        require_range(self.compression, 1, float("inf"), "--compression")
+
+
+@dataclass(frozen=True)
+class AttackConfig:
+    """One l_inf attack with its budget (paper: section A.2).
+
+    Attributes:
+        eps: Radius as a fraction of the model's input range, in (0, 1].
+        eps_step: First step, in the same unit.
+        steps: Iterations.
+        restarts: Random starts per image, the worst kept; 0 starts at the image itself.
+        labels: Attack the `true` label, or the attacked model's own `predicted` one.
+    """
+
+    name: str = "autopgd"
+    eps: float = 8 / 255
+    eps_step: float = 0.005
+    steps: int = 25
+    restarts: int = 1
+    labels: str = "true"
+    norm: str = "inf"
+
+    def __post_init__(self) -> None:
+        require_choice(self.name, tuple(PAPER_ATTACKS), "--attack")
+        require_choice(self.labels, LABELS, "--attack-labels")
+        if not 0 < self.eps <= 1:
+            raise SettingError(
+                f"--eps is {self.eps:g}; it has to be above 0 and at most 1.",
+                "It is a fraction of the input range: 8/255 is eight grey levels of 255.",
+            )
+        if not 0 < self.eps_step <= 1:
+            raise SettingError(f"--eps-step is {self.eps_step:g}; it has to be above 0 and at most 1.")
+        require_range(self.steps, 1, float("inf"), "--steps")
+        require_range(self.restarts, 0, float("inf"), "--restarts")
+
+
+PAPER_ATTACKS: dict[str, dict[str, Any]] = {
+    "autopgd": {},
+    "autopgd-16": {"eps": 16 / 255},
+    "fgsm": {"eps_step": 8 / 255, "steps": 1, "restarts": 0},
+    "pgd": {"steps": 50, "restarts": 0},
+    "cw": {"restarts": 0},
+}
+
+
+def attack_named(name: str, *, eps: float | str | None = None, **changes: Any) -> AttackConfig:
+    """Return the paper's attack of that name, with what is not None in `changes` in place of its settings.
+
+    Another `eps` scales the step with it, so that the attack still crosses the ball.
+
+    Raises:
+        SettingError: Unknown name, or a value out of its range.
+    """
+    require_choice(name, tuple(PAPER_ATTACKS), "--attack")
+    config = AttackConfig(name=name, **PAPER_ATTACKS[name])
+    given = {key: value for key, value in changes.items() if value is not None}
+    if eps is not None:
+        radius = parse_fraction(eps, "--eps")
+        given = {"eps_step": min(1.0, config.eps_step * radius / config.eps) or 1.0, **given, "eps": radius}
+    return replace(config, **given)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """How the user's images become training and hold-out images.
+
+    Attributes:
+        augment: Preset applied before the attack (paper: tables 3 and 4).
+        views: Augmented views per image, each attacked once.
+        holdout: Share kept for validation, stratified by class; 0 trains on everything.
+        group_by: Regular expression on the file's path; images with the same match stay on one side.
+    """
+
+    augment: str = "shift"
+    views: int = 3
+    holdout: float = 0.2
+    group_by: str | None = None
+
+    def __post_init__(self) -> None:
+        require_choice(self.augment, AUGMENTS, "--augment")
+        require_range(self.views, 1, float("inf"), "--views")
+        if not 0 <= self.holdout < 1:
+            raise SettingError(f"--holdout is {self.holdout:g}; it has to be at least 0 and below 1.")
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How the fixers are fitted (paper: equations 3 and 4; the numbers that it leaves open: docs/choices.md).
+
+    Attributes:
+        epochs: Passes over all pairs; with a hold-out, an upper bound.
+        batch_size: Pairs per step.
+        learning_rate: Peak of the schedule.
+        distill_weight: Weight of equation 4 in equation 3.
+        distill_target: What the features are pulled to: the base's on the clean image (`natural`), or on the
+            same input (`same-input`, equation 4 as printed).
+        patience: Epochs without a better hold-out score before training stops.
+        seed: Fixes split, augmentation, attacks and training.
+    """
+
+    epochs: int = 30
+    batch_size: int = 64
+    learning_rate: float = 3e-3
+    distill_weight: float = 1.0
+    distill_target: str = "natural"
+    patience: int = 10
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require_choice(self.distill_target, TARGETS, "--distill-target")
+        require_range(self.epochs, 1, float("inf"), "--epochs")
+        require_range(self.batch_size, 1, float("inf"), "--batch-size")
+        require_range(self.learning_rate, 1e-12, float("inf"), "--learning-rate")
+        require_range(self.distill_weight, 0, float("inf"), "--distill-weight")
+        require_range(self.patience, 1, float("inf"), "--patience")
+        require_range(self.seed, 0, 2**31 - 1, "--seed")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Every setting that shapes a patch, apart from the base and the images."""
+
+    splits: tuple[str, ...]
+    fixer: FixerConfig
+    attack: AttackConfig
+    data: DataConfig
+    training: TrainingConfig
+
+
+def build_recipe(splits: Iterable[str], *, attack: str = "autopgd", **settings: Any) -> Recipe:
+    """Sort settings under their flat names (those of the flags) into a recipe; None stands for the default.
+
+    Raises:
+        SettingError: An unknown name, or a value out of its range.
+    """
+    given = {name: value for name, value in settings.items() if value is not None}
+    budget = {name: given.pop(name) for name in ("eps", "eps_step", "steps", "restarts") if name in given}
+    parts: list[Any] = []
+    for kind in (FixerConfig, DataConfig, TrainingConfig):
+        own = {field.name: given.pop(field.name) for field in fields(kind) if field.name in given}
+        parts.append(kind(**own))
+    labels = given.pop("attack_labels", None)
+    if given:
+        name = next(iter(given))
+        known = [field.name for kind in (FixerConfig, DataConfig, TrainingConfig) for field in fields(kind)]
+        raise SettingError(
+            f"There is no setting '{name}'.", did_you_mean(name, [*known, "eps", "steps", "attack_labels"])
+        )
+    return Recipe(tuple(splits), parts[0], attack_named(attack, labels=labels, **budget), parts[1], parts[2])

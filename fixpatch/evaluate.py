@@ -1,0 +1,196 @@
+"""Base and patched model side by side under attack: every figure names its attacker."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fixpatch.classifier import KerasClassifier
+from fixpatch.config import ATTACKERS, AttackConfig, attack_named, require_choice
+from fixpatch.craft import SHARD, Pairs, classify, craft_pairs
+from fixpatch.data import ImageSet, load_images
+from fixpatch.errors import SettingError
+from fixpatch.models import Base
+from fixpatch.patches import Patch
+from fixpatch.results import Evaluation, Listener, Rate, Score
+
+PARTS = 5
+Array = np.ndarray
+
+
+@dataclass(frozen=True)
+class _Model:
+    """One of the two models that are compared, with its correctness on clean images `(N,)`."""
+
+    name: str
+    classifier: KerasClassifier
+    fingerprint: str
+    clean: Array
+
+
+def evaluate(
+    base: Base,
+    patch: Patch | None,
+    data: str | Path | ImageSet,
+    *,
+    attacks: Sequence[str | AttackConfig] = ("autopgd",),
+    attackers: Sequence[str] = ("base", "patched"),
+    classes: Sequence[str] | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    source: str = "given",
+    listener: Listener | None = None,
+) -> Evaluation:
+    """Attack base and patched model and score both on the same images.
+
+    Args:
+        patch: The patch, or None for the base alone.
+        data: A folder with a folder per class, an npz file, or images in memory.
+        attacks: Names of the paper's attacks, or attacks with their budgets.
+        attackers: `base` attacks the base (the paper's attacker), `patched` the whole patched model.
+        limit: Use so many images, in proportion to the classes.
+        source: `given`, or `holdout` for images that chose the patch's epoch.
+
+    Raises:
+        PatchError: The patch was made for another base.
+        SettingError: An unknown attack or attacker, or attacker `patched` without a patch.
+    """
+    listener = listener or Listener()
+    configs = [attack_named(attack) if isinstance(attack, str) else attack for attack in attacks]
+    attackers = _check_attackers(attackers, patch)
+    names = classes or (patch.manifest.class_names if patch else None)
+    if not isinstance(data, ImageSet):
+        data, _ = load_images(
+            Path(data), input_shape=base.image_shape, model_classes=base.classes, classes=names, limit=limit, seed=seed
+        )
+    if patch is not None and base.range_source != "given":
+        base = base.with_range(patch.manifest.input_range, "patch")
+    started = time.perf_counter()
+    models = _models(base, patch, data)
+    listener.stage("attacking", len(data) * len(configs) * len(attackers))
+    scores = [_score(model, models[0], model.clean, seed, CLEAN) for model in models]
+    standing = models[-1].clean.copy()
+    for config in configs:
+        for attacker in attackers:
+            target = models[-1] if attacker == "patched" else models[0]
+            pairs = craft_pairs(
+                target.classifier,
+                config,
+                data,
+                fingerprint=target.fingerprint,
+                seed=seed,
+                channels_first=base.channels_first,
+                advance=listener.advance,
+            )
+            for model in models:
+                right = _right(model.classifier, pairs)
+                scores.append(_score(model, models[0], right, seed, _budget(attacker, config)))
+                if model is models[-1]:
+                    standing &= right
+    overlap = _overlap(patch, data)
+    return Evaluation(
+        n=len(data),
+        seed=seed,
+        images=source,
+        overlap=overlap,
+        scores=tuple(scores),
+        worst=Rate.of(standing),
+        warnings=_warnings(scores, attackers, patch, source, overlap),
+        seconds={"attacking": round(time.perf_counter() - started, 2)},
+    )
+
+
+def _check_attackers(attackers: Sequence[str], patch: Patch | None) -> list[str]:
+    for attacker in attackers:
+        require_choice(attacker, ATTACKERS, "--attacker")
+    if patch is None and list(attackers) == ["patched"]:
+        raise SettingError("--attacker patched needs a patch.", "Pass --patch, or attack the base alone.")
+    return [attacker for attacker in dict.fromkeys(attackers) if patch is not None or attacker == "base"]
+
+
+def _models(base: Base, patch: Patch | None, images: ImageSet) -> list[_Model]:
+    found = [("base", base.logits, base.fingerprint)]
+    if patch is not None:
+        found.append(("patch", patch.apply(base), f"{base.fingerprint} patched"))
+    models = []
+    for name, model, fingerprint in found:
+        classifier = KerasClassifier(model, input_range=base.input_range)
+        models.append(
+            _Model(name, classifier, fingerprint, classify(classifier, images, base.channels_first) == images.y)
+        )
+    return models
+
+
+def _right(classifier: KerasClassifier, pairs: Pairs) -> Array:
+    """Return which adversarial images the classifier gets right, `(N,)`."""
+    return np.concatenate([classifier.predict(bad).argmax(1) == y for _, bad, y in pairs.batches(SHARD)])
+
+
+CLEAN: dict[str, Any] = {
+    "attacker": "none",
+    "attack": "clean",
+    "eps": 0.0,
+    "norm": "inf",
+    "steps": 0,
+    "restarts": 0,
+    "labels": "true",
+}
+
+
+def _score(model: _Model, base: _Model, right: Array, seed: int, made: dict[str, Any]) -> Score:
+    """Score one model on one set of images.
+
+    Args:
+        right: Which of them it gets right, `(N,)`.
+        made: Attacker, attack and budget.
+    """
+    both, parts = model.clean & right, [part.mean() for part in np.array_split(right, PARTS) if part.size]
+    return Score(
+        model=model.name,
+        **made,
+        seed=seed,
+        accuracy=Rate.of(right),
+        robust_accuracy=Rate.of(both),
+        accuracy_base_right=Rate.of(right[base.clean]),
+        robust_accuracy_base_right=Rate.of(both[base.clean]),
+        parts_mean=float(np.mean(parts)),
+        parts_std=float(np.std(parts)),
+    )
+
+
+def _budget(attacker: str, config: AttackConfig) -> dict[str, Any]:
+    fields = ("eps", "norm", "steps", "restarts", "labels")
+    return {"attacker": attacker, "attack": config.name, **{name: getattr(config, name) for name in fields}}
+
+
+def _overlap(patch: Patch | None, images: ImageSet) -> int | None:
+    """Count the images that the patch was trained on, by content; None where the patch does not tell."""
+    if patch is None or patch.content.hashes is None:
+        return None
+    used = {row.tobytes() for row in patch.content.hashes}
+    return sum(row.tobytes() in used for row in images.hashes())
+
+
+def _warnings(
+    scores: Sequence[Score], attackers: Sequence[str], patch: Patch | None, source: str, overlap: int | None
+) -> tuple[str, ...]:
+    found = []
+    if patch is not None and "patched" not in attackers:
+        found.append("not established: only the base was attacked; an attacker who has the patched model may do better")
+    if source == "holdout":
+        found.append("these images chose the patch's epoch: the figures are optimistic; pass --data with unseen images")
+    if overlap:
+        found.append(f"{overlap} of the images were used to train the patch: the figures are too good")
+    for score in scores:
+        weak = score.model == "base" and score.attacker == "base" and (score.accuracy_base_right.value or 0) > 0.2
+        if weak:
+            left = 100 * (score.accuracy_base_right.value or 0)
+            found.append(
+                f"{score.attack} leaves the base {left:.0f} % of what it gets right: a weak attack proves little"
+            )
+    return tuple(found)

@@ -1,0 +1,278 @@
+"""Fit the fixers on pairs with Keras' own `fit`, so that an interrupted run ends in the same weights."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from fixpatch.config import TrainingConfig
+from fixpatch.craft import Pairs
+from fixpatch.graft import graft
+from fixpatch.losses import distillation, focal_loss
+from fixpatch.models import Base
+from fixpatch.results import EpochFacts, Listener
+
+Array = np.ndarray
+WARMUP = 0.05  # share of the steps; docs/choices.md
+
+
+class Tap(keras.layers.Layer):
+    """Pass features on and hand them to `record`, wherever in the graph the layer is called."""
+
+    def __init__(self, record: Callable[[Any], None], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._record = record
+
+    def call(self, features: Any) -> Any:
+        self._record(features)
+        return features
+
+
+def with_features(model: keras.Model, modules: Mapping[str, Callable]) -> tuple[keras.Model, Callable[[Any], tuple]]:
+    """Graft `modules` and return the grafted model and a function from images to its output and the modules' outputs.
+
+    The features come in call order, once per call, also from inside nested models.
+    """
+    seen: list[Any] = []
+
+    def tapped(module: Callable) -> Callable:
+        tap = Tap(seen.append)
+        return lambda features: tap(module(features))
+
+    grafted = graft(model, {path: tapped(module) for path, module in modules.items()})
+
+    def run(x: Any) -> tuple[Any, list[Any]]:
+        seen.clear()
+        out = grafted(x, training=False)  # the base stays in inference mode: no dropout, fixed statistics
+        return out, list(seen)
+
+    return grafted, run
+
+
+class PairModel(keras.Model):
+    """The patched model as a function from pairs to the loss of equation 3, for `fit`.
+
+    Inputs are `(clean, adversarial)`, each `(B, ...)`; the label is `(B,)`.
+    """
+
+    def __init__(self, base: Base, modules: Mapping[str, keras.Model], config: TrainingConfig) -> None:
+        super().__init__()
+        self.patched, self._patched = with_features(base.logits, modules)
+        self.natural, self._natural = with_features(base.logits, dict.fromkeys(modules, lambda features: features))
+        self.config = config
+        self.means = [keras.metrics.Mean(name=name) for name in ("distill", "clean", "robust")]
+        self.built = True  # every layer is
+
+    def call(self, inputs: tuple[Any, Any], training: bool | None = None) -> dict[str, Any]:
+        """Return logits `(2 B, classes)`, clean first, and equation 4's term `(2 B,)`."""
+        clean, adversarial = inputs
+        both = ops.concatenate([clean, adversarial])
+        logits, features = self._patched(both)
+        if not self.config.distill_weight:
+            return {"logits": logits, "distill": ops.zeros_like(logits[:, 0])}
+        if self.config.distill_target == "natural":
+            _, targets = self._natural(clean)
+            targets = [ops.concatenate([target, target]) for target in targets]
+        else:
+            _, targets = self._natural(both)
+        return {"logits": logits, "distill": distillation(features, targets)}
+
+    def compute_loss(
+        self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
+    ) -> Any:
+        """Return equation 3, averaged over the pairs of the batch."""
+        pairs = ops.cast(ops.shape(y)[0], "float32")
+        focal = focal_loss(y_pred["logits"], ops.concatenate([y, y]))
+        return ops.sum(focal + self.config.distill_weight * y_pred["distill"]) / pairs
+
+    def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> dict[str, Any]:
+        """Take in a batch: share right when clean, and right when clean and when attacked."""
+        right = ops.cast(ops.argmax(y_pred["logits"], -1), "int32") == ops.cast(ops.concatenate([y, y]), "int32")
+        clean, attacked = ops.split(ops.cast(right, "float32"), 2)
+        distill = ops.sum(ops.stack(ops.split(y_pred["distill"], 2)), axis=0)
+        for mean, value in zip(self.means, (distill, clean, clean * attacked), strict=True):
+            mean.update_state(value)
+        return self.get_metrics_result()
+
+    def get_metrics_result(self) -> dict[str, Any]:
+        """Return the means so far, with `score`: the mean of clean and robust accuracy, which chooses the epoch."""
+        result = super().get_metrics_result()
+        return {**result, "score": (result["clean"] + result["robust"]) / 2}
+
+
+class PairBatches(keras.utils.PyDataset):
+    """All pairs in order, for validation."""
+
+    def __init__(self, pairs: Pairs, size: int) -> None:
+        super().__init__()
+        self.pairs, self.size = pairs, size
+
+    def __len__(self) -> int:
+        return -(-len(self.pairs) // self.size)
+
+    def __getitem__(self, index: int) -> tuple:
+        rows = np.arange(index * self.size, min((index + 1) * self.size, len(self.pairs)))
+        clean, adversarial, y = self.pairs.take(rows)
+        return (clean, adversarial), y
+
+
+def shuffled(pairs: Pairs, size: int, seed: int, first_epoch: int) -> Iterator[tuple]:
+    """Yield batches for ever; each epoch's order depends on seed and epoch only, so that a resumed run sees the same."""
+    epoch = first_epoch
+    while True:
+        order = np.random.default_rng([seed, epoch]).permutation(len(pairs))
+        for start in range(0, len(pairs), size):
+            clean, adversarial, y = pairs.take(order[start : start + size])
+            yield (clean, adversarial), y
+        epoch += 1
+
+
+def build_optimizer(config: TrainingConfig, steps: int) -> keras.optimizers.Optimizer:
+    """Return the optimiser for `steps` steps in all; docs/choices.md has the measurements behind it."""
+    warmup = max(1, int(WARMUP * steps))
+    schedule = keras.optimizers.schedules.CosineDecay(
+        0.0, max(1, steps - warmup), warmup_target=config.learning_rate, warmup_steps=warmup
+    )
+    return keras.optimizers.Adam(schedule, global_clipnorm=1.0)
+
+
+class Stopper(keras.callbacks.EarlyStopping):
+    """EarlyStopping that takes up the history of the interrupted run."""
+
+    def __init__(self, history: list[dict[str, float]], patience: int) -> None:
+        super().__init__(monitor="val_score", mode="max", patience=patience)
+        self.history = history
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        super().on_train_begin(logs)
+        for epoch, row in enumerate(self.history):
+            self.on_epoch_end(epoch, row)
+
+
+class Reporter(keras.callbacks.Callback):
+    """Tell the listener of every epoch, the resumed ones first."""
+
+    def __init__(self, listener: Listener, history: list[dict[str, float]], epochs: int) -> None:
+        super().__init__()
+        self.listener, self.past, self.epochs = listener, history, epochs
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        for epoch, row in enumerate(self.past):
+            self.listener.epoch(epoch_facts(epoch, row), self.epochs)
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self.listener.advance(1)
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        self.listener.epoch(epoch_facts(epoch, logs), self.epochs)
+
+
+def epoch_facts(epoch: int, row: Mapping[str, float]) -> EpochFacts:
+    """Turn Keras' logs into facts; epochs count from 1 for people."""
+    return EpochFacts(
+        epoch + 1, row["loss"], row["distill"], row["clean"], row["robust"], row.get("val_clean"), row.get("val_robust")
+    )
+
+
+def fit_modules(
+    base: Base,
+    modules: Mapping[str, keras.Model],
+    train: Pairs,
+    holdout: Pairs,
+    config: TrainingConfig,
+    folder: Path,
+    listener: Listener,
+) -> tuple[tuple[EpochFacts, ...], int]:
+    """Fit `modules` in place and leave them at the best epoch by hold-out score, or at the last without a hold-out.
+
+    Args:
+        folder: Keeps checkpoint, best weights and history; what is there from an interrupted run is taken up.
+
+    Returns:
+        The facts of every epoch, and the number of the chosen one.
+    """
+    size = min(config.batch_size, len(train))
+    steps = -(-len(train) // size)
+    model = PairModel(base, modules, config)
+    model.compile(optimizer=build_optimizer(config, steps * config.epochs))
+    model.optimizer.build(model.trainable_variables)
+    done = _epochs_done(folder)
+    history = _history(folder)[:done]
+    _write_history(folder, history)
+    validate = len(holdout) > 0
+    best = folder / "best.weights.h5"
+    callbacks: list[keras.callbacks.Callback] = [keras.callbacks.CSVLogger(str(folder / "history.csv"), append=True)]
+    if validate:
+        reached = max((row["val_score"] for row in history), default=None)
+        callbacks += [
+            keras.callbacks.ModelCheckpoint(
+                best,
+                "val_score",
+                mode="max",
+                save_best_only=True,
+                save_weights_only=True,
+                initial_value_threshold=reached,
+            ),
+            Stopper(history, config.patience),
+        ]
+    callbacks += [Reporter(listener, history, config.epochs)]
+    callbacks += [keras.callbacks.BackupAndRestore(folder / "latest", double_checkpoint=True, delete_checkpoint=False)]
+    listener.stage("training", steps * config.epochs)
+    listener.advance(steps * done)
+    if not _stopped(history, config.patience if validate else None):
+        model.fit(
+            shuffled(train, size, config.seed, done),
+            steps_per_epoch=steps,
+            epochs=config.epochs,
+            validation_data=PairBatches(holdout, size) if validate else None,
+            callbacks=callbacks,
+            shuffle=False,
+            verbose=0,
+        )
+    history = _history(folder)
+    if validate:
+        model.load_weights(best)
+        chosen = int(np.argmax([row["val_score"] for row in history])) + 1
+    else:
+        chosen = len(history)
+    return tuple(epoch_facts(epoch, row) for epoch, row in enumerate(history)), chosen
+
+
+def _epochs_done(folder: Path) -> int:
+    note = folder / "latest" / "training_metadata.json"
+    return int(json.loads(note.read_text())["epoch"]) if note.exists() else 0
+
+
+def _history(folder: Path) -> list[dict[str, float]]:
+    path = folder / "history.csv"
+    if not path.exists():
+        return []
+    with path.open(newline="") as stream:
+        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(stream)]
+
+
+def _write_history(folder: Path, history: list[dict[str, float]]) -> None:
+    """Drop the epoch that was logged but not yet in the checkpoint when the run was cut off."""
+    path = folder / "history.csv"
+    if not history:
+        path.unlink(missing_ok=True)
+        return
+    with path.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, fieldnames=list(history[0]))
+        writer.writeheader()
+        writer.writerows(history)
+
+
+def _stopped(history: list[dict[str, float]], patience: int | None) -> bool:
+    """Tell whether the interrupted run had stopped early already."""
+    if patience is None or not history:
+        return False
+    scores = [row["val_score"] for row in history]
+    return len(scores) - 1 - int(np.argmax(scores)) >= patience

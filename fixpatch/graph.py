@@ -1,0 +1,177 @@
+"""Walk a Keras graph: every call of every operation in forward order, with what can be proven about its output."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+
+# Outputs that cannot be below zero, whatever comes in.
+RECTIFIERS = frozenset({"relu", "relu6", "sigmoid", "hard_sigmoid", "softplus", "softmax", "exponential"})
+RECTIFYING_OPS = frozenset(
+    {"Relu", "Relu6", "Sigmoid", "HardSigmoid", "Softplus", "Softmax", "Exp", "Absolute", "Square"}
+)
+# Outputs that are at least zero where every input is.
+KEEPERS = frozenset(
+    [
+        "Add",
+        "Multiply",
+        "Maximum",
+        "Minimum",
+        "Average",
+        "Concatenate",
+        "Flatten",
+        "Reshape",
+        "Permute",
+        "RepeatVector",
+        "Identity",
+        "Cast",
+        "Transpose",
+        "Dropout",
+        "SpatialDropout1D",
+        "SpatialDropout2D",
+        "SpatialDropout3D",
+        "GaussianDropout",
+        "AlphaDropout",
+        "Mean",
+        "Max",
+        "Min",
+        "Sum",
+        "Squeeze",
+        "ExpandDims",
+        "MaxPool",
+        "AveragePool",
+        "MaxPooling1D",
+        "MaxPooling2D",
+        "MaxPooling3D",
+        "AveragePooling1D",
+        "AveragePooling2D",
+        "AveragePooling3D",
+        "GlobalMaxPooling1D",
+        "GlobalMaxPooling2D",
+        "GlobalMaxPooling3D",
+        "GlobalAveragePooling1D",
+        "GlobalAveragePooling2D",
+        "GlobalAveragePooling3D",
+        "UpSampling1D",
+        "UpSampling2D",
+        "UpSampling3D",
+        "ZeroPadding1D",
+        "ZeroPadding2D",
+        "ZeroPadding3D",
+        "Cropping1D",
+        "Cropping2D",
+        "Cropping3D",
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of one operation.
+
+    Attributes:
+        path: `outer/inner/layer`; the operation's own name for calls outside nested models.
+        inputs, outputs: Symbolic tensors.
+        non_negative: Whether the graph proves that no output value is below zero.
+        data_format: Of this operation, else of the nearest one upstream.
+    """
+
+    path: str
+    operation: Any
+    inputs: tuple[keras.KerasTensor, ...]
+    outputs: tuple[keras.KerasTensor, ...]
+    non_negative: bool
+    data_format: str
+
+
+def is_graph(operation: Any) -> bool:
+    """Tell whether `operation` is a nested model whose layers can be reached."""
+    if isinstance(operation, keras.Sequential):
+        return bool(operation.built and operation.layers)
+    return isinstance(operation, keras.Model) and hasattr(operation, "operations")
+
+
+def as_functional(model: keras.Model) -> keras.Model:
+    """Return `model` as a Functional one; layers are shared, a Sequential is wrapped."""
+    if isinstance(model, keras.Sequential):
+        return keras.Model(model.inputs[0], model.outputs[0], name=model.name)
+    return model
+
+
+def class_name(operation: Any) -> str:
+    """Return the class name of a stock Keras operation; empty for anything else."""
+    kind = type(operation)
+    return kind.__name__ if kind.__module__.split(".")[0] == "keras" else ""
+
+
+def activation_name(operation: Any) -> str:
+    """Return the name of the operation's own activation function, or an empty string."""
+    function = getattr(operation, "activation", None)
+    if not callable(function):
+        return ""
+    name = getattr(function, "__name__", "")
+    return name if function is getattr(keras.activations, name, None) else ""
+
+
+def rectifies(operation: Any) -> bool:
+    """Tell whether the operation's output is at least zero for every input."""
+    if isinstance(operation, keras.layers.ReLU):
+        return not operation.negative_slope and not operation.threshold
+    if isinstance(operation, keras.layers.Softmax) or class_name(operation) in RECTIFYING_OPS:
+        return True
+    # Recurrent and attention layers apply their activation inside, not last.
+    last = isinstance(operation, (keras.layers.Activation, keras.layers.Dense, keras.layers.EinsumDense))
+    return (last or "Conv" in class_name(operation)) and activation_name(operation) in RECTIFIERS
+
+
+def _keeps(operation: Any) -> bool:
+    linear = isinstance(operation, keras.layers.Activation) and activation_name(operation) == "linear"
+    return linear or class_name(operation) in KEEPERS
+
+
+def calls(model: keras.Model, prefix: str = "", given: Sequence[tuple[bool, str]] = ()) -> list[Call]:
+    """List every call in `model` in forward order, the calls inside nested models before the nested model's own.
+
+    Args:
+        model: A built Functional or Sequential model.
+        prefix: Path of `model` itself, ending in `/`.
+        given: For each input of `model`, whether it is non-negative and its data format (nested calls).
+    """
+    graph = as_functional(model)
+    default = (False, keras.config.image_data_format())
+    known = {
+        id(tensor): fact for tensor, fact in zip(graph.inputs, given or [default] * len(graph.inputs), strict=True)
+    }
+    found: list[Call] = []
+    for depth in sorted(graph._nodes_by_depth, reverse=True):
+        for node in graph._nodes_by_depth[depth]:
+            if not node.is_input:
+                found += _node_calls(node, prefix, known, default)
+    return found
+
+
+def _node_calls(node: Any, prefix: str, known: dict[int, tuple[bool, str]], default: tuple[bool, str]) -> list[Call]:
+    operation, inside = node.operation, []
+    path = prefix + operation.name
+    inputs = tuple(node.input_tensors)
+    facts = [known.get(id(tensor), default) for tensor in inputs]
+    data_format = getattr(operation, "data_format", None) or (facts[0][1] if facts else default[1])
+    if is_graph(operation):
+        inside = calls(operation, path + "/", facts)
+        last = {id(tensor): call for call in inside for tensor in call.outputs}
+        end = [last.get(id(tensor)) for tensor in as_functional_outputs(operation)]
+        non_negative = all(call is not None and call.non_negative for call in end)
+        data_format = end[0].data_format if end and end[0] else data_format
+    else:
+        non_negative = rectifies(operation) or (_keeps(operation) and bool(facts) and all(fact[0] for fact in facts))
+    outputs = tuple(node.outputs)
+    known.update({id(tensor): (non_negative, data_format) for tensor in outputs})
+    return [*inside, Call(path, operation, inputs, outputs, non_negative, data_format)]
+
+
+def as_functional_outputs(model: keras.Model) -> list[keras.KerasTensor]:
+    """Return the symbolic outputs of a nested model."""
+    return list(model.outputs)

@@ -1,0 +1,134 @@
+"""Find a classifier's raw scores: the logits view that every attack needs.
+
+Through a softmax the gradient vanishes where the model is confident, so attacks always see logits
+(Athalye et al. 2018).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+
+from fixpatch.errors import ModelError
+from fixpatch.graph import activation_name, as_functional, class_name, is_graph
+
+# Operations that move or copy scores without changing them at inference.
+PASSING = frozenset({"Reshape", "Flatten", "Identity", "Cast", "Squeeze", "Dropout"})
+
+
+def logits_view(model: keras.Model) -> tuple[keras.Model, str]:
+    """Return a model that shares `model`'s layers and gives `(B, classes)` float32 logits, and the head's kind.
+
+    The kind is `logits`, `softmax`, `sigmoid` (one unit: the logits are `[0, z]`) or `probabilities` (a head of
+    unknown make whose outputs sum to one: the logits are their logarithm).
+
+    Raises:
+        ModelError: Several sigmoid units (multi-label), or fewer than two classes.
+    """
+    graph = as_functional(model)
+    tensor, kind = raw_scores(graph)
+    if len(tensor.shape) != 2:
+        tensor = keras.layers.Flatten(name="fixpatch_scores")(tensor)
+    units = tensor.shape[-1]
+    if kind == "sigmoid":
+        if units != 1:
+            raise ModelError(
+                f"The model ends in {units} sigmoid units: it gives several labels per image.",
+                "fixpatch patches classifiers with one label per image (softmax, logits or one sigmoid unit).",
+            )
+        tensor = keras.ops.concatenate([keras.ops.zeros_like(tensor), tensor], axis=-1)
+    elif not isinstance(units, int) or units < 2:
+        raise ModelError(
+            f"The model gives {units} score per image; a classifier gives at least two, or one sigmoid unit."
+        )
+    if kind == "unknown":
+        kind = "probabilities" if _sums_to_one(graph) else "logits"
+        if kind == "probabilities":
+            tensor = keras.ops.log(keras.ops.maximum(tensor, 1e-30))
+    if keras.backend.standardize_dtype(tensor.dtype) != "float32":
+        tensor = keras.ops.cast(tensor, "float32")
+    if tensor is graph.outputs[0]:
+        return graph, kind
+    return keras.Model(graph.inputs, tensor, name=f"{model.name}_logits"), kind
+
+
+def head_path(model: keras.Model) -> set[int]:
+    """Return the ids of the operations between the raw scores and the output, both ends included."""
+    graph = as_functional(model)
+    ids, tensor = set(), graph.outputs[0]
+    while True:
+        operation, node = _producer(tensor)
+        ids.add(id(operation))
+        if is_graph(operation):
+            return ids | head_path(operation)
+        if not _passes(operation) and _bare_squash(operation) is None:
+            return ids
+        tensor = node.input_tensors[0]
+
+
+def raw_scores(graph: keras.Model) -> tuple[keras.KerasTensor, str]:
+    """Walk back from `graph`'s output to the scores before any softmax or sigmoid.
+
+    Returns:
+        The symbolic scores and `softmax`, `sigmoid`, `logits` (a linear layer) or `unknown`.
+    """
+    tensor = graph.outputs[0]
+    while True:
+        operation, node = _producer(tensor)
+        if _passes(operation):
+            tensor = node.input_tensors[0]
+            continue
+        squash = _bare_squash(operation)
+        if squash is not None:
+            return node.input_tensors[0], squash
+        if is_graph(operation):
+            return _nested_scores(operation, node, tensor)
+        if activation_name(operation) in ("softmax", "sigmoid"):
+            return _without_activation(operation)(node.input_tensors[0]), activation_name(operation)
+        linear = activation_name(operation) == "linear" or "Pooling" in class_name(operation)
+        return tensor, "logits" if linear else "unknown"
+
+
+def _producer(tensor: keras.KerasTensor) -> tuple[Any, Any]:
+    operation, node_index, _ = tensor._keras_history
+    return operation, operation._inbound_nodes[node_index]
+
+
+def _passes(operation: Any) -> bool:
+    linear = isinstance(operation, keras.layers.Activation) and activation_name(operation) == "linear"
+    return linear or class_name(operation) in PASSING
+
+
+def _bare_squash(operation: Any) -> str | None:
+    """Return `softmax` or `sigmoid` where the operation is nothing else."""
+    if isinstance(operation, keras.layers.Activation):
+        name = activation_name(operation)
+        return name if name in ("softmax", "sigmoid") else None
+    return {"Softmax": "softmax", "Sigmoid": "sigmoid"}.get(class_name(operation))
+
+
+def _nested_scores(nested: keras.Model, node: Any, output: keras.KerasTensor) -> tuple[keras.KerasTensor, str]:
+    inner = as_functional(nested)
+    scores, kind = raw_scores(inner)
+    if scores is inner.outputs[0]:
+        return output, kind
+    view = keras.Model(inner.inputs, scores, name=f"{nested.name}_scores")
+    return view(node.input_tensors[0] if len(node.input_tensors) == 1 else node.input_tensors), kind
+
+
+def _without_activation(layer: keras.layers.Layer) -> keras.layers.Layer:
+    """Return a linear copy of `layer`, with a copy of its weights."""
+    copy = type(layer).from_config({**layer.get_config(), "activation": "linear"})
+    copy.build(layer._build_shapes_dict["input_shape"] if layer._build_shapes_dict else layer.input.shape)
+    copy.set_weights(layer.get_weights())
+    return copy
+
+
+def _sums_to_one(graph: keras.Model) -> bool:
+    """Look at the outputs for four random images; the graph alone does not tell."""
+    shape = [4, *(size or 32 for size in graph.inputs[0].shape[1:])]
+    images = np.random.default_rng(0).random(shape, np.float32)
+    scores = keras.ops.convert_to_numpy(graph(images, training=False)).reshape(4, -1)
+    return bool((scores >= 0).all() and np.allclose(scores.sum(-1), 1, atol=1e-3))

@@ -1,0 +1,188 @@
+"""What a patch says about itself: how it was made and for which base, and its one form as JSON."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import asdict, dataclass
+from functools import cache
+from typing import TYPE_CHECKING
+
+from fixpatch.config import AttackConfig, DataConfig, FixerConfig, TrainingConfig
+from fixpatch.results import Rate
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+
+
+def require(holds: bool, fault: str) -> None:
+    """Raise ValueError(`fault`) unless `holds`; the patch reader tells the user which file it is about."""
+    if not holds:
+        raise ValueError(fault)
+
+
+@dataclass(frozen=True)
+class SplitFacts:
+    """The features after which one fixer sits.
+
+    Attributes:
+        path: `outer/inner/layer` for nested models.
+        shape: Shape of the features without the batch axis; None where it varies.
+        rank: Number of axes with the batch axis, 2 to 5.
+        channels_axis: Axis of the channels, counted with the batch axis; negative counts from the end.
+        data_format: `channels_first` or `channels_last`.
+        dtype_policy: Name of the layer's Keras dtype policy, such as `mixed_float16`.
+        final_relu: Whether this fixer ends in a ReLU.
+    """
+
+    path: str
+    shape: tuple[int | None, ...]
+    rank: int
+    channels_axis: int
+    data_format: str
+    dtype_policy: str
+    final_relu: bool
+
+    def __post_init__(self) -> None:
+        require(bool(self.path), "the path of a split is empty")
+        require(2 <= self.rank <= 5, f"rank is {self.rank}; expected 2 to 5")
+        require(len(self.shape) == self.rank - 1, f"shape has {len(self.shape)} axes; expected {self.rank - 1}")
+        axes = {"channels_first": 1, "channels_last": self.rank - 1}
+        require(self.data_format in axes, f"data_format is {self.data_format!r}; expected one of {list(axes)}")
+        axis = axes[self.data_format]
+        fits = self.channels_axis in (axis, axis - self.rank)
+        require(fits, f"channels_axis is {self.channels_axis}; {self.data_format} of rank {self.rank} needs {axis}")
+        require((self.shape[axis - 1] or 0) > 0, f"shape is {self.shape}; expected channels (axis {axis}) above 0")
+
+    @property
+    def channels(self) -> int:
+        """Number of channels of the features."""
+        return self.shape[self.channels_axis % self.rank - 1] or 0
+
+
+@dataclass(frozen=True)
+class BaseFacts:
+    """The base that the patch was made for.
+
+    Attributes:
+        input_shape: Without the batch axis; None where it varies.
+        parameters: Number of parameters of the base.
+    """
+
+    fingerprint: str
+    input_shape: tuple[int | None, ...]
+    classes: int
+    parameters: int
+
+    def __post_init__(self) -> None:
+        require(bool(self.fingerprint), "the fingerprint is empty")
+        require(self.classes > 0, f"classes is {self.classes}; expected at least 1")
+        require(self.parameters >= 0, f"parameters is {self.parameters}; expected at least 0")
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Accuracy of base and patch after training, in [0, 1].
+
+    Attributes:
+        measured_on: `holdout` (these images chose the epoch) or `training`.
+        base_clean, patch_clean: On the images as they are.
+        base_robust, patch_robust: On the adversarial images.
+        best_epoch: The epoch whose weights the file holds.
+    """
+
+    measured_on: str
+    base_clean: Rate
+    base_robust: Rate
+    patch_clean: Rate
+    patch_robust: Rate
+    best_epoch: int
+
+    def __post_init__(self) -> None:
+        known = ("holdout", "training")
+        require(self.measured_on in known, f"measured_on is {self.measured_on!r}; expected one of {known}")
+        require(self.best_epoch >= 0, f"best_epoch is {self.best_epoch}; expected at least 0")
+        for rate in (self.base_clean, self.base_robust, self.patch_clean, self.patch_robust):
+            shares = (rate.value, rate.low, rate.high)
+            require(all(share is None or 0 <= share <= 1 for share in shares), f"{rate} is not within 0 to 1")
+            require(rate.n >= 0, f"{rate} is of fewer than 0 images")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything in a patch but its arrays: how it was made, and for which base.
+
+    Attributes:
+        class_names: In the order of the class ids, or empty where they have no names.
+        input_range: Lowest and highest value of an image.
+        images: How many images the fixers were trained on.
+        versions: Version of each package that shaped the result.
+    """
+
+    splits: tuple[SplitFacts, ...]
+    fixer: FixerConfig
+    attack: AttackConfig
+    data: DataConfig
+    training: TrainingConfig
+    base: BaseFacts
+    class_names: tuple[str, ...]
+    input_range: tuple[float, float]
+    images: int
+    figures: Figures | None
+    versions: dict[str, str]
+
+    def __post_init__(self) -> None:
+        paths = [split.path for split in self.splits]
+        require(bool(paths), "splits is empty; expected at least one")
+        require(len(set(paths)) == len(paths), f"splits name a layer twice: {paths}")
+        named = len(self.class_names)
+        require(named in (0, self.base.classes), f"class_names has {named} names for {self.base.classes} classes")
+        low, high = self.input_range
+        require(low < high, f"input_range is {low} to {high}; expected low below high")
+        require(self.images >= 0, f"images is {self.images}; expected at least 0")
+
+
+def expected_shapes(split: SplitFacts, compression: int) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every variable of the fixer at `split`, per `layer/variable`.
+
+    `down` is a 1x1 convolution from C to C / compression channels, `up` a 3x3 one back (paper: table 7); on
+    features of rank 2 and 3 both see one position only.
+    """
+    wide, narrow = split.channels, max(1, split.channels // compression)
+    axes = split.rank - 2
+    window = (3,) * axes if axes > 1 else (1,) * axes
+    return {
+        "down/bias": (narrow,),
+        "down/kernel": (*(1,) * axes, wide, narrow),
+        "up/bias": (wide,),
+        "up/kernel": (*window, narrow, wide),
+    }
+
+
+def canonical(manifest: Manifest) -> str:
+    """Return JSON in the one form that a patch may hold: ASCII, sorted keys, no spaces, finite numbers."""
+    return json.dumps(asdict(manifest), sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+@cache
+def _adapter() -> TypeAdapter[Manifest]:
+    from pydantic import TypeAdapter  # slow to import, and slow to build
+
+    return TypeAdapter(Manifest)
+
+
+def manifest_of(text: str) -> Manifest:
+    """Return the manifest in `text`, or raise ValueError with the place of the first fault."""
+    from pydantic import ValidationError
+
+    # `fixpatch show` prints these strings: none may steer a terminal or turn the reading direction.
+    control = re.search(r"[^ -~]|\\(u(00[0189]|20(2[89a-e]|6[6-9]))|[bfnrt])", text.replace(r"\\", ""))
+    require(control is None, "manifest: holds control characters")
+    try:
+        return _adapter().validate_json(text, strict=True, extra="forbid")
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        place = "manifest" + "".join(f".{step}" for step in fault["loc"])
+        # Our own checks name the value; the input of a missing key is all that surrounds it.
+        found = "" if fault["type"] in ("value_error", "missing") else f", found {fault['input']!r:.80}"
+        raise ValueError(f"{place}: {fault['msg'].removeprefix('Value error, ')}{found}") from error

@@ -1,0 +1,203 @@
+"""Load and save any Keras classifier, with its facts: classes, input range, logits, fingerprint."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import tempfile
+import warnings
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from fixpatch import vetting
+from fixpatch.errors import ModelError, SettingError
+from fixpatch.files import written_whole
+from fixpatch.graph import Call, activation_name, calls, class_name, is_graph
+from fixpatch.heads import logits_view
+from fixpatch.places import Place, list_places
+from fixpatch.ranges import detect_range
+
+SUFFIXES = {"keras": ".keras", "h5": ".h5"}
+
+
+@dataclass(frozen=True)
+class Base:
+    """A trained classifier, never changed.
+
+    Attributes:
+        model: The Keras model as loaded.
+        logits: The same layers, giving float32 logits `(B, classes)`.
+        head: `logits`, `softmax`, `sigmoid` or `probabilities`.
+        input_range: Lowest and highest input value.
+        range_source: `given`, `graph` (its own preprocessing says so), `measured` on labelled images, or `assumed`.
+        name: What to call it in messages.
+    """
+
+    model: keras.Model
+    logits: keras.Model
+    head: str
+    input_range: tuple[float, float]
+    range_source: str
+    name: str
+
+    @property
+    def input_shape(self) -> tuple[int | None, ...]:
+        """Input shape without the batch axis, as the model has it."""
+        return tuple(self.model.inputs[0].shape[1:])
+
+    @cached_property
+    def channels_first(self) -> bool:
+        """Whether images go in as `(C, H, W)`."""
+        first = next((call for call in self.calls if hasattr(call.operation, "data_format")), None)
+        return first is not None and first.data_format == "channels_first"
+
+    @property
+    def image_shape(self) -> tuple[int | None, ...]:
+        """Height, width and channels of the images, whatever the model's data format."""
+        shape = self.input_shape
+        return (*shape[1:], shape[0]) if self.channels_first else shape
+
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+        return int(self.logits.outputs[0].shape[-1])
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights, trainable or not."""
+        return int(self.model.count_params())
+
+    @cached_property
+    def calls(self) -> list[Call]:
+        """Every call in the graph, in forward order."""
+        return calls(self.model)
+
+    @cached_property
+    def layers(self) -> tuple[Place, ...]:
+        """Every layer with whether a fixer can sit after it."""
+        return list_places(self.model)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 in hex over weights and wiring; the same for `.keras` and `.h5`, compiled or not, frozen or not."""
+        return _fingerprint(self.calls)
+
+    def with_range(self, input_range: tuple[float, float], source: str) -> Base:
+        """Return the same base with another input range."""
+        return replace(self, input_range=input_range, range_source=source)
+
+
+def load(path: str | Path, *, input_range: tuple[float, float] | None = None) -> Base:
+    """Load a classifier from a `.keras`, `.h5` or `.hdf5` file, without compiling it.
+
+    Args:
+        input_range: Lowest and highest input value; None reads it from the graph's own preprocessing, else assumes 0..1.
+
+    Raises:
+        ModelError: No such file, not a Keras model, or not an image classifier with one input and one output.
+    """
+    path = Path(path)
+    return as_base(_load_file(path, vetting.model_format(path)), input_range=input_range, name=path.name)
+
+
+def as_base(model: keras.Model, *, input_range: tuple[float, float] | None = None, name: str = "") -> Base:
+    """Take a Keras model in memory as a base.
+
+    Raises:
+        ModelError: See `load`.
+        SettingError: `input_range` does not rise.
+    """
+    name = name or model.name
+    _require_classifier(model, name)
+    if input_range is not None and not input_range[0] < input_range[1]:
+        raise SettingError(f"--input-range is {input_range[0]:g},{input_range[1]:g}; the first has to be the lower.")
+    logits, head = logits_view(model)
+    detected = detect_range(calls(model)) if input_range is None else None
+    source = "given" if input_range else "graph" if detected else "assumed"
+    return Base(model, logits, head, input_range or detected or (0.0, 1.0), source, name)
+
+
+def save_model(model: keras.Model, path: Path, force: bool = False) -> None:
+    """Write `model` for plain Keras, in the format that the suffix of `path` names (`.keras`, `.h5`).
+
+    Raises:
+        SettingError: Another suffix, or `path` exists and `force` is not set.
+    """
+    if path.suffix not in (".keras", ".h5", ".hdf5"):
+        raise SettingError(
+            f"'{path}' does not end in .keras or .h5.", "Name the model file with one of these suffixes."
+        )
+    with written_whole(path, force) as beside, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*HDF5 file.*legacy.*")
+        model.save(beside)
+
+
+def _load_file(path: Path, kind: str) -> keras.Model:
+    """Let Keras read the file under a name whose suffix matches its content."""
+    with tempfile.TemporaryDirectory() as folder:
+        readable = path
+        if path.suffix != SUFFIXES[kind] and not (kind == "h5" and path.suffix == ".hdf5"):
+            readable = Path(folder) / f"model{SUFFIXES[kind]}"
+            shutil.copyfile(path, readable)
+        try:
+            return keras.models.load_model(readable, compile=False, safe_mode=True)
+        except Exception as error:  # Keras raises every kind for a file that it cannot rebuild
+            reason = str(error).strip().split("\n")[0][:300]
+            hint = "Is it complete? Models with the author's own layer classes or with Lambda layers cannot be loaded."
+            raise ModelError(f"Keras cannot load '{path}': {reason}", hint) from error
+
+
+def _require_classifier(model: Any, name: str) -> None:
+    if not isinstance(model, keras.Model) or not is_graph(model):
+        raise ModelError(
+            f"'{name}' is a {type(model).__name__} without a graph of layers.",
+            "Rebuild it with the functional API or as a built keras.Sequential, and save it again.",
+        )
+    if len(model.inputs) != 1 or len(model.outputs) != 1:
+        raise ModelError(
+            f"'{name}' has {len(model.inputs)} inputs and {len(model.outputs)} outputs; expected one image in, one label out.",
+            "Cut out the classifier with keras.Model(inputs, outputs) and save that.",
+        )
+    shape = model.inputs[0].shape
+    if len(shape) != 4:
+        raise ModelError(
+            f"'{name}' takes input of shape {tuple(shape[1:])}; expected images with height, width and channels.",
+            "fixpatch patches image classifiers.",
+        )
+
+
+def _fingerprint(found: list[Call]) -> str:
+    digest = hashlib.sha256()
+    layers = {call.path: call.operation for call in found if hasattr(call.operation, "variables")}
+    for path in sorted(layers):
+        if is_graph(layers[path]):
+            continue
+        for index, variable in enumerate(v for v in layers[path].variables if "seed_generator" not in v.path):
+            value = np.ascontiguousarray(keras.ops.convert_to_numpy(keras.ops.cast(variable, variable.dtype)))
+            little = value.astype(value.dtype.newbyteorder("<")) if value.dtype.kind in "fiu" else value
+            digest.update(f"{path}|{index}|{variable.name}|{variable.dtype}|{value.shape}|".encode())
+            digest.update(little.tobytes())
+    digest.update("\n".join(_wiring(found)).encode())
+    return digest.hexdigest()
+
+
+def _wiring(found: list[Call]) -> list[str]:
+    """Describe the graph by what changes its function though no weight changes."""
+    number = {id(tensor): index for index, call in enumerate(found) for tensor in call.outputs}
+    return [
+        "|".join(
+            (
+                call.path if isinstance(call.operation, keras.layers.Layer) else "",
+                class_name(call.operation) or type(call.operation).__name__,
+                ",".join(str(number.get(id(tensor), -1)) for tensor in call.inputs),
+                *(str(getattr(call.operation, name, "")) for name in ("strides", "padding", "pool_size")),
+                activation_name(call.operation),
+            )
+        )
+        for call in found
+    ]

@@ -1,0 +1,143 @@
+"""A patch in memory: made by training or read from a file, applied to its base."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from fixpatch import patchfile
+from fixpatch.errors import PatchError, SettingError, did_you_mean
+from fixpatch.graft import build_modules, graft, split_facts
+from fixpatch.manifest import Manifest
+from fixpatch.models import Base
+from fixpatch.patchfile import PatchContent
+from fixpatch.places import choose_places
+from fixpatch.results import TrainingFacts
+
+
+@dataclass(frozen=True)
+class Patch:
+    """Trained fixers, bound to the base that they were trained for.
+
+    Attributes:
+        content: What the patch file holds.
+        facts: How training went; None for a patch that was read from a file.
+        held_out: Positions of the images that training kept for validation.
+    """
+
+    content: PatchContent
+    facts: TrainingFacts | None = None
+    held_out: tuple[int, ...] = ()
+
+    @property
+    def manifest(self) -> Manifest:
+        """Everything but the weights."""
+        return self.content.manifest
+
+    def save(self, path: str | Path, force: bool = False) -> None:
+        """Write the patch file; see `patchfile.write` for what is refused."""
+        patchfile.write(Path(path), self.content, force)
+
+    def apply(self, base: Base, *, delta: float | None = None, only: Sequence[str] | None = None) -> keras.Model:
+        """Return the patched model; see `apply_patches`."""
+        return apply_patches(base, [self], delta=delta, only=only)
+
+
+def load_patch(path: str | Path) -> Patch:
+    """Read a patch file.
+
+    Raises:
+        PatchError: Damaged, foreign, or made by a newer fixpatch.
+    """
+    return Patch(patchfile.read(Path(path)))
+
+
+def apply_patches(
+    base: Base, patches: Sequence[Patch], *, delta: float | None = None, only: Sequence[str] | None = None
+) -> keras.Model:
+    """Return `base` with the fixers of every patch grafted in, an ordinary Keras model that shares the base's layers.
+
+    Args:
+        delta: Scale of the corrections instead of the patches' own, in [0, 1]; 0 gives the base itself.
+        only: Splits to apply; the others stay as in the base.
+
+    Raises:
+        PatchError: A patch for another base, or two patches with a fixer after the same layer.
+        SettingError: `delta` outside [0, 1], or a name in `only` that no patch has.
+    """
+    _require_clear(patches, only)
+    modules: dict[str, keras.Model] = {}
+    for patch in patches:
+        require_base(patch.manifest, base)
+        modules |= _filled_modules(base, patch.content, delta)
+    if only is not None:
+        modules = {path: module for path, module in modules.items() if path in only}
+    if delta == 0 or not modules:
+        return base.model
+    return graft(base.model, modules)
+
+
+def require_base(manifest: Manifest, base: Base) -> None:
+    """Check that the patch was made for `base`.
+
+    Raises:
+        PatchError: It was made for another one.
+    """
+    if manifest.base.fingerprint != base.fingerprint:
+        raise PatchError(
+            f"The patch was made for a base with fingerprint {manifest.base.fingerprint[:12]}; "
+            f"{base.name} has {base.fingerprint[:12]}.",
+            "Apply it to the very model that it was trained on: any change to weights or layers makes another base.",
+        )
+
+
+def read_weights(modules: Mapping[str, keras.Model]) -> dict[str, dict[str, np.ndarray]]:
+    """Return the float32 weights of trained modules by split path, then by `layer/variable`."""
+    return {
+        path: {
+            f"{layer.name}/{variable.name}": keras.ops.convert_to_numpy(keras.ops.cast(variable, "float32"))
+            for layer in module.layers
+            for variable in layer.variables
+        }
+        for path, module in modules.items()
+    }
+
+
+def _filled_modules(base: Base, content: PatchContent, delta: float | None) -> dict[str, keras.Model]:
+    """Build the modules of one patch and give them their weights."""
+    config = content.manifest.fixer
+    # The file says for each split whether a ReLU follows; a newer rule for `auto` must not change an old patch.
+    if delta is not None:
+        config = replace(config, delta=delta)
+    modules = {}
+    recorded = {split.path: split for split in content.manifest.splits}
+    for place in choose_places(base.model, list(recorded), base.name):
+        split = recorded[place.path]
+        own = replace(config, final_relu="always" if split.final_relu else "never")
+        if split_facts(place, own) != split:
+            raise PatchError(
+                f"The features after '{split.path}' in {base.name} are {place.shape}; the patch was made for {split.shape}.",
+                "Apply it to the base that it was trained on.",
+            )
+        modules |= build_modules(base.model, (place,), own)
+        for layer in modules[place.path].layers:
+            for variable in layer.variables:
+                variable.assign(content.weights[place.path][f"{layer.name}/{variable.name}"])
+    return modules
+
+
+def _require_clear(patches: Sequence[Patch], only: Sequence[str] | None) -> None:
+    splits = [split.path for patch in patches for split in patch.manifest.splits]
+    twice = sorted({path for path in splits if splits.count(path) > 1})
+    if twice:
+        raise PatchError(
+            f"Two patches have a fixer after '{twice[0]}'.", "Apply one of them, or leave that split out with --only."
+        )
+    for name in only or ():
+        if name not in splits:
+            hint = f"{did_you_mean(name, splits)} It has: {', '.join(splits)}.".strip()
+            raise SettingError(f"--only names '{name}', which the patch does not have.", hint)

@@ -1,0 +1,216 @@
+"""The patch file `patch.h5`: write it, read it, describe it (docs/patch-format.md)."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fixpatch.errors import FixpatchError, PatchError
+from fixpatch.files import written_whole
+from fixpatch.manifest import Manifest, canonical, expected_shapes, manifest_of, require
+from fixpatch.vetting import (
+    HDF5_MAGIC,
+    PATCH_MAGIC,
+    hint_for_missing,
+    looks_like,
+    plain_array,
+    plain_group,
+    require_members,
+)
+
+if TYPE_CHECKING:
+    import h5py
+
+SCHEMA = 1
+USER_BLOCK = 512
+FILE_LIMIT = 2**30
+MANIFEST_LIMIT = 2**22
+HASH_BYTES = 32
+FETCH_AGAIN = "Copy or download it again, or write it anew with `fixpatch train`."
+
+
+@dataclass(frozen=True)
+class PatchContent:
+    """A patch in memory.
+
+    Attributes:
+        weights: Per split path, then per `layer/variable` (see `expected_shapes`), a float32 array.
+        hashes: `(images, 32)` uint8, the SHA-256 of each training image, or None.
+    """
+
+    manifest: Manifest
+    weights: dict[str, dict[str, np.ndarray]]
+    hashes: np.ndarray | None
+
+
+def write(path: Path, content: PatchContent, force: bool = False) -> None:
+    """Write `content` to `path`, whole or not at all.
+
+    Raises:
+        PatchError: `content` is no consistent patch, such as weights that are not finite.
+        SettingError: `path` exists and `force` is not set, or it cannot be a file.
+        FixpatchError: The disk is full or refuses the file.
+    """
+    data = to_bytes(content)
+    with written_whole(path, force) as beside:
+        beside.write_bytes(data)
+
+
+def to_bytes(content: PatchContent) -> bytes:
+    """Return the patch file for `content`: equal content gives equal bytes.
+
+    Raises:
+        PatchError: See `write`.
+    """
+    with _as_patch_error("This patch cannot be written", "It has to be mended where it was made; no file was written."):
+        data = _encode(content)
+        _require_size(len(data))
+        _decode(data)  # what the reader would refuse is not written
+        return data
+
+
+def read(path: Path) -> PatchContent:
+    """Read the patch file `path`.
+
+    Raises:
+        PatchError: The file is missing, damaged, made by a newer fixpatch, or no patch.
+    """
+    with _as_patch_error(f"'{path}' cannot be used as a patch", FETCH_AGAIN):
+        data = _bytes_of(path)
+        _check_header(path, data)
+        return _decode(data)
+
+
+def describe(content: PatchContent) -> dict[str, Any]:
+    """Return everything but the arrays as plain values that `json.dumps` takes; sizes in bytes."""
+    described = json.loads(canonical(content.manifest))
+    for split in described["splits"]:
+        split["parameters"] = sum(values.size for values in content.weights[split["path"]].values())
+        split["bytes"] = sum(values.nbytes for values in content.weights[split["path"]].values())
+    return {"schema": SCHEMA, **described, "hashes": content.hashes is not None}
+
+
+@contextmanager
+def _as_patch_error(what: str, hint: str) -> Iterator[None]:
+    """Turn every fault into a PatchError: h5py raises nearly anything on bytes that it did not write."""
+    try:
+        yield
+    except PatchError:
+        raise
+    except FixpatchError as error:
+        raise PatchError(f"{what}: {error.message}", hint) from error
+    except Exception as error:
+        raise PatchError(f"{what}: {error}.", hint) from error
+
+
+def _bytes_of(path: Path) -> bytes:
+    if path.is_dir():
+        raise PatchError(f"'{path}' is a folder; expected a patch file.", "Name the patch file in it.")
+    if not path.is_file():
+        raise PatchError(f"There is no patch file '{path}'.", hint_for_missing(path, (".h5",)))
+    _require_size(path.stat().st_size)
+    return path.read_bytes()
+
+
+def _require_size(size: int) -> None:
+    require(size <= FILE_LIMIT, f"it has {size} bytes; expected at most {FILE_LIMIT}")
+
+
+def _header(body: memoryview) -> bytes:
+    """Return the user block for the HDF5 part `body`: magic, schema and digest as lines of text."""
+    digest = hashlib.sha256(body).hexdigest()
+    return (PATCH_MAGIC + f"schema {SCHEMA}\nsha256 {digest}\n".encode()).ljust(USER_BLOCK, b"\0")
+
+
+def _check_header(path: Path, data: bytes) -> None:
+    """Check magic, schema and digest in plain Python: damaged bytes never reach the HDF5 library."""
+    if not data.startswith(PATCH_MAGIC):
+        kind = looks_like(data) or ("not of a kind that fixpatch knows" if data else "empty")
+        hint = "Name the file that `fixpatch train` wrote, usually patch.h5."
+        raise PatchError(f"'{path}' is {kind}; it is not a fixpatch patch.", hint)
+    schema = re.match(rb"schema ([1-9][0-9]{0,8})\n", data[len(PATCH_MAGIC) : USER_BLOCK])
+    if schema and int(schema[1]) > SCHEMA:
+        newer = f"'{path}' has schema {int(schema[1])}; this fixpatch reads up to {SCHEMA}."
+        raise PatchError(newer, "It was made by a newer fixpatch; upgrade this one.")
+    intact = data[:USER_BLOCK] == _header(memoryview(data)[USER_BLOCK:])
+    require(intact and data.startswith(HDF5_MAGIC, USER_BLOCK), "it is damaged, its bytes do not match its digest")
+
+
+def _members(manifest: Manifest) -> Iterator[tuple[str, str, dict[str, tuple[int, ...]]]]:
+    """Yield for each split its path, the name of its group, and the shapes of its variables."""
+    for number, split in enumerate(manifest.splits):
+        yield split.path, f"{number:04d}", expected_shapes(split, manifest.fixer.compression)
+
+
+def _encode(content: PatchContent) -> bytes:
+    """Return the whole file for `content`."""
+    # Through the reader, so that an integer given for a float field becomes one.
+    text = canonical(manifest_of(canonical(content.manifest)))
+    arrays = {"manifest": np.frombuffer(text.encode(), np.uint8)}
+    if content.hashes is not None:
+        arrays["hashes"] = content.hashes
+    paths = {split.path for split in content.manifest.splits}
+    require(set(content.weights) == paths, f"weights are for {sorted(content.weights)}, splits are {sorted(paths)}")
+    for path, group, shapes in _members(content.manifest):
+        variables = content.weights[path]
+        require(set(variables) == set(shapes), f"'{path}' has {sorted(variables)}; expected {sorted(shapes)}")
+        arrays |= {f"fixers/{group}/{key.replace('/', '.')}": variables[key] for key in shapes}
+    data = _hdf5_with(arrays)
+    return _header(memoryview(data)[USER_BLOCK:]) + data[USER_BLOCK:]
+
+
+def _hdf5_with(arrays: dict[str, np.ndarray]) -> bytes:
+    """Return an HDF5 file behind an empty user block; times and creation order, which would vary, stay out."""
+    import h5py  # slow to import
+
+    buffer = io.BytesIO()
+    with h5py.File(buffer, "w", libver=("earliest", "v110"), userblock_size=USER_BLOCK, track_order=False) as file:
+        for name, values in arrays.items():
+            file.create_dataset(name, data=values, dtype=values.dtype.newbyteorder("<"), track_times=False)
+    return buffer.getvalue()
+
+
+def _decode(data: bytes) -> PatchContent:
+    """Return the content of a whole file whose header is right, or raise ValueError if it is not as written."""
+    import h5py
+
+    with h5py.File.in_memory(data) as file:
+        require_members(file, {"manifest", "fixers"} | ({"hashes"} & set(file)))
+        manifest = _decode_manifest(plain_array(file, "manifest", None, "|u1").tobytes())
+        names = {group: [key.replace("/", ".") for key in shapes] for _, group, shapes in _members(manifest)}
+        fixers = plain_group(file, "fixers", names)
+        claimed = sum(4 * math.prod(shape) for _, _, shapes in _members(manifest) for shape in shapes.values())
+        # Datasets that share their bytes could ask for far more memory than the file has.
+        require(claimed <= len(data), f"its fixers need {claimed} bytes, the file has {len(data)}")
+        weights = {
+            path: _decode_fixer(plain_group(fixers, group, names[group]), shapes)
+            for path, group, shapes in _members(manifest)
+        }
+        size = (manifest.images, HASH_BYTES)
+        hashes = plain_array(file, "hashes", size, "|u1") if "hashes" in file else None
+    return PatchContent(manifest, weights, hashes)
+
+
+def _decode_manifest(stored: bytes) -> Manifest:
+    require(len(stored) <= MANIFEST_LIMIT, f"the manifest has {len(stored)} bytes; expected at most {MANIFEST_LIMIT}")
+    text = stored.decode("ascii")
+    manifest = manifest_of(text)
+    require(canonical(manifest) == text, "manifest: not in canonical form, such as with a key missing or repeated")
+    return manifest
+
+
+def _decode_fixer(group: h5py.Group, shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    weights = {key: plain_array(group, key.replace("/", "."), shape, "<f4") for key, shape in shapes.items()}
+    for key, values in weights.items():
+        require(bool(np.isfinite(values).all()), f"'{group.name}': {key} holds values that are not finite")
+    return weights

@@ -1,0 +1,119 @@
+"""Where a fixer can sit in a model, and where not and why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import keras
+
+from fixpatch.errors import ModelError, did_you_mean
+from fixpatch.graph import Call, calls, class_name
+from fixpatch.heads import head_path
+
+
+@dataclass(frozen=True)
+class Place:
+    """One named layer of a model, as a candidate for a split.
+
+    Attributes:
+        path: `outer/inner/layer` for nested models.
+        shape: Output shape without the batch axis.
+        non_negative: Proven for every call of the layer.
+        data_format: Of the features: `channels_last` or `channels_first`.
+        dtype_policy: Name of the layer's policy, which a fixer there takes.
+        reason: Why no fixer can sit there; empty where one can.
+    """
+
+    path: str
+    kind: str
+    shape: tuple[int | None, ...]
+    non_negative: bool
+    data_format: str
+    dtype_policy: str
+    reason: str
+
+    @property
+    def rank(self) -> int:
+        """Rank of the features, batch axis included."""
+        return len(self.shape) + 1
+
+    @property
+    def channels_axis(self) -> int:
+        """Axis of the channels in the batched features: 1 or the last."""
+        first = self.data_format == "channels_first" and self.rank > 3
+        return 1 if first else self.rank - 1
+
+    @property
+    def channels(self) -> int | None:
+        """Number of channels."""
+        return self.shape[self.channels_axis - 1]
+
+
+def list_places(model: keras.Model) -> tuple[Place, ...]:
+    """List every layer of `model`, nested ones by path, in forward order."""
+    head = head_path(model)
+    grouped: dict[str, list[Call]] = {}
+    for call in calls(model):
+        if isinstance(call.operation, keras.layers.Layer):
+            grouped.setdefault(call.path, []).append(call)
+    return tuple(_place(path, found, head) for path, found in grouped.items())
+
+
+def _place(path: str, found: list[Call], head: set[int]) -> Place:
+    layer, outputs = found[0].operation, found[0].outputs
+    shape = tuple(outputs[0].shape[1:])
+    if len(found) > 1 or any(call.outputs[0].shape[1:] != shape for call in found):
+        sizes = zip(*(call.outputs[0].shape[1:] for call in found), strict=True)
+        shape = tuple(size[0] if len(set(size)) == 1 else None for size in sizes)
+    place = Place(
+        path,
+        class_name(layer) or type(layer).__name__,
+        shape,
+        all(call.non_negative for call in found),
+        found[0].data_format,
+        layer.dtype_policy.name,
+        "",
+    )
+    return Place(**{**place.__dict__, "reason": _why_not(place, found[0], head)})
+
+
+def _why_not(place: Place, call: Call, head: set[int]) -> str:
+    if id(call.operation) in head:
+        return "makes the model's output"
+    if len(call.outputs) != 1:
+        return f"returns {len(call.outputs)} tensors"
+    if "float" not in keras.backend.standardize_dtype(call.outputs[0].dtype):
+        return f"returns {keras.backend.standardize_dtype(call.outputs[0].dtype)}, not features"
+    if not 2 <= place.rank <= 5:
+        return f"returns a tensor of rank {place.rank}; fixers take 2 to 5"
+    if not isinstance(place.channels, int):
+        return "the number of its channels is not fixed"
+    return ""
+
+
+def choose_places(model: keras.Model, splits: Iterable[str], name: str) -> tuple[Place, ...]:
+    """Return the places named in `splits`, in the model's forward order.
+
+    Args:
+        name: What to call the model in an error.
+
+    Raises:
+        ModelError: No splits, an unknown or repeated one, or a layer after which no fixer can sit.
+    """
+    splits = list(splits)
+    places = {place.path: place for place in list_places(model)}
+    listing = f"`fixpatch inspect {name}` lists the layers."
+    if not splits or not all(splits):
+        raise ModelError("No split is named.", f"Pass --split with one or more layer names; {listing}")
+    for split in splits:
+        if splits.count(split) > 1:
+            raise ModelError(f"The split '{split}' is named twice.", "Name every layer once.")
+        if split in {layer.name for layer in model.layers if isinstance(layer, keras.layers.InputLayer)}:
+            raise ModelError(f"'{split}' is the input of {name}: there are no features to fix yet.", listing)
+        if split not in places:
+            hint = f"{did_you_mean(split, places)} {listing}".strip()
+            raise ModelError(f"No layer '{split}' in {name}.", hint)
+        if places[split].reason:
+            raise ModelError(f"No fixer can sit after '{split}' in {name}: it {places[split].reason}.", listing)
+    return tuple(place for path, place in places.items() if path in splits)

@@ -1,0 +1,178 @@
+"""What the commands return, and console and JSON show: frozen dataclasses of plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A share of `n` images with its 95 % Wilson interval; None throughout where `n` is 0."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+    n: int
+
+    @classmethod
+    def of(cls, hits: Iterable[bool]) -> Rate:
+        """Return the share of True in `hits`, one entry per image."""
+        from scipy.stats import binomtest  # half a second of imports that `show` does not need
+
+        hits = np.asarray(hits, bool)
+        if not hits.size:
+            return cls(None, None, None, 0)
+        interval = binomtest(int(hits.sum()), hits.size).proportion_ci(0.95, "wilson")
+        return cls(float(hits.mean()), float(interval.low), float(interval.high), int(hits.size))
+
+
+@dataclass(frozen=True)
+class LayerFacts:
+    """One layer as `inspect` lists it.
+
+    Attributes:
+        path: `outer/inner/layer` for nested models.
+        shape: Output shape without the batch axis; None where it varies.
+        non_negative: Whether the graph proves that no feature is below zero.
+        cost: Parameters of a fixer there, or None where none can sit.
+        share: `cost` divided by the base's parameters.
+        reason: Why no fixer can sit there; empty where one can.
+    """
+
+    path: str
+    kind: str
+    shape: tuple[int | None, ...]
+    non_negative: bool
+    cost: int | None
+    share: float | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """A classifier in numbers; `input_range_source` says how far to trust the range."""
+
+    classes: int
+    input_shape: tuple[int | None, ...]
+    input_range: tuple[float, float]
+    input_range_source: str
+    data_format: str
+    dtype_policy: str
+    head: str
+    parameters: int
+    fingerprint: str
+    layers: tuple[LayerFacts, ...]
+
+
+@dataclass(frozen=True)
+class EpochFacts:
+    """One epoch of training: mean loss per pair, and hold-out figures where there is a hold-out."""
+
+    epoch: int
+    loss: float
+    distill: float
+    clean: float
+    robust: float
+    val_clean: float | None = None
+    val_robust: float | None = None
+
+
+@dataclass(frozen=True)
+class TrainingFacts:
+    """What `train` reports: figures of base and patch on the hold-out, else on the training images.
+
+    Attributes:
+        measured_on: `holdout` (these images chose the epoch) or `training`.
+        trainable, parameters: Parameters of the fixers, and of base and fixers together.
+        seconds: Wall time of each stage.
+    """
+
+    measured_on: str
+    base_clean: Rate
+    base_robust: Rate
+    patch_clean: Rate
+    patch_robust: Rate
+    trainable: int
+    parameters: int
+    best_epoch: int
+    history: tuple[EpochFacts, ...]
+    seconds: dict[str, float]
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Score:
+    """One model under one attack by one attacker.
+
+    Attributes:
+        model: `base` or `patch`.
+        attacker: Who made the images: `base`, `patched`, or `none` for clean images.
+        accuracy: Right under attack (the paper's measure).
+        robust_accuracy: Right when clean and right under attack.
+        accuracy_base_right, robust_accuracy_base_right: The same on images that the base gets right when clean.
+        parts_mean, parts_std: Mean and standard deviation of `accuracy` over five equal parts (paper: table 1).
+    """
+
+    model: str
+    attacker: str
+    attack: str
+    eps: float
+    norm: str
+    steps: int
+    restarts: int
+    labels: str
+    seed: int
+    accuracy: Rate
+    robust_accuracy: Rate
+    accuracy_base_right: Rate
+    robust_accuracy_base_right: Rate
+    parts_mean: float
+    parts_std: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Everything that `eval` measured.
+
+    Attributes:
+        images: Where they came from: `given`, or `holdout` (these chose the epoch: optimistic).
+        overlap: How many of them the patch was trained on, by content; None where the patch holds no hashes.
+        worst: Robust accuracy of the patch per image over every attack and attacker that ran.
+        warnings: What a reader has to know before believing a figure.
+    """
+
+    n: int
+    seed: int
+    images: str
+    overlap: int | None
+    scores: tuple[Score, ...]
+    worst: Rate
+    warnings: tuple[str, ...] = ()
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """The scores as plain dicts, one per row of the table."""
+        from dataclasses import asdict
+
+        return [asdict(score) for score in self.scores]
+
+
+class Listener:
+    """Hears how a long job gets on; this one keeps silent, the console's shows it."""
+
+    def stage(self, name: str, total: int) -> None:
+        """Begin a stage of `total` steps."""
+
+    def advance(self, steps: int) -> None:
+        """Finish `steps` more of the stage."""
+
+    def epoch(self, facts: EpochFacts, epochs: int) -> None:
+        """Finish one of at most `epochs` epochs."""
+
+    def say(self, text: str) -> None:
+        """Note a fact or a warning."""

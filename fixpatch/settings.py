@@ -1,0 +1,125 @@
+"""`fixpatch.toml`: settings for a folder, below flags and variables and above what a patch records."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from fixpatch.errors import SettingError, did_you_mean
+
+FILE = Path("fixpatch.toml")
+Number = float | str
+Names = str | list[str]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Every option that a file may set, named like the flag with `_` for `-`."""
+
+    model: str | None = None
+    patch: str | None = None
+    data: str | None = None
+    split: Names | None = None
+    classes: Names | None = None
+    input_range: str | list[float] | None = None
+    attack: Names | None = None
+    attacker: Names | None = None
+    attack_labels: str | None = None
+    eps: Number | None = None
+    eps_step: Number | None = None
+    steps: int | None = None
+    restarts: int | None = None
+    delta: float | None = None
+    compression: int | None = None
+    activation: str | None = None
+    final_relu: str | None = None
+    initializer: str | None = None
+    distill_weight: float | None = None
+    distill_target: str | None = None
+    augment: str | None = None
+    views: int | None = None
+    holdout: float | None = None
+    group_by: str | None = None
+    epochs: int | None = None
+    batch_size: int | None = None
+    learning_rate: float | None = None
+    patience: int | None = None
+    seed: int | None = None
+    limit: int | None = None
+    hashes: bool | None = None
+    skip_unreadable: bool | None = None
+    out: str | None = None
+    save_model: str | None = None
+
+
+@dataclass(frozen=True)
+class ProjectFile(Settings):
+    """The whole file: top-level settings for every command that has them, and a table per command."""
+
+    inspect: Settings = Settings()
+    train: Settings = Settings()
+    apply: Settings = Settings()
+    eval: Settings = Settings()
+
+
+def read_settings(path: Path, options: Mapping[str, set[str]]) -> dict[str, dict[str, Any]]:
+    """Read `path` into default values by command; empty where there is no such file.
+
+    Args:
+        options: The names of each command's options.
+
+    Raises:
+        SettingError: Not TOML, an unknown key, or a value of the wrong type; every fault is named with its place.
+    """
+    if not path.exists():
+        return {}
+    try:
+        text = path.read_text()
+        whole = _validated(tomllib.loads(text), path)
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise SettingError(f"'{path}' cannot be read: {error}.") from None
+    return {command: _defaults(whole, command, known, path) for command, known in options.items()}
+
+
+def _validated(content: dict[str, Any], path: Path) -> ProjectFile:
+    from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
+
+    strict = ConfigDict(extra="forbid", strict=True)
+    for kind in (Settings, ProjectFile):
+        with_config(strict)(kind)
+    try:
+        return TypeAdapter(ProjectFile).validate_python(content)
+    except ValidationError as error:
+        faults = [_fault(fault) for fault in error.errors()]
+        raise SettingError(f"'{path}' has settings that cannot work: {'; '.join(faults)}.") from None
+
+
+def _fault(fault: Any) -> str:
+    place = ".".join(str(part) for part in fault["loc"] if "[" not in str(part))
+    if fault["type"] == "unexpected_keyword_argument":
+        known = [field.name for field in fields(ProjectFile)]
+        return f"unknown key '{place}' {did_you_mean(place.rsplit('.', 1)[-1], known)}".strip()
+    return f"'{place}': {fault['msg'][:1].lower()}{fault['msg'][1:]}"
+
+
+def _defaults(whole: ProjectFile, command: str, known: set[str], path: Path) -> dict[str, Any]:
+    shared = _given(whole)
+    table = _given(getattr(whole, command, Settings()))
+    foreign = sorted(set(table) - known)
+    if foreign:
+        raise SettingError(f"'{path}' sets '{foreign[0]}' in [{command}]; `fixpatch {command}` has no such option.")
+    merged = {**{name: value for name, value in shared.items() if name in known}, **table}
+    return {name: _as_text(value) for name, value in merged.items()}
+
+
+def _given(settings: Settings) -> dict[str, Any]:
+    values = {field.name: getattr(settings, field.name) for field in fields(Settings)}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _as_text(value: Any) -> Any:
+    """Write a list as the command line does."""
+    return ",".join(str(item) for item in value) if isinstance(value, list) else value

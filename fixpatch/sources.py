@@ -1,0 +1,185 @@
+"""Find the labelled images in a folder of class folders or an npz file, and name their classes."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from fixpatch.errors import DataError, SettingError, did_you_mean
+from fixpatch.pictures import FORMATS, as_levels
+
+SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png")
+NPZ_HINT = "Save it with numpy.savez(path, x=images, y=labels)."
+
+
+class Source(NamedTuple):
+    """What a folder or file offers: one path or array, label and name per image, and the model's classes."""
+
+    items: Sequence[Path] | np.ndarray
+    y: np.ndarray
+    names: list[str]
+    classes: tuple[str, ...]
+
+
+def check_classes(classes: Sequence[str] | None, model_classes: int) -> None:
+    """Check that `classes` names each class of the model once.
+
+    Raises:
+        SettingError: It does not.
+    """
+    if classes is None:
+        return
+    double = sorted({name for name in classes if list(classes).count(name) > 1})
+    if double:
+        raise SettingError(f"--classes names '{double[0]}' more than once.")
+    if len(classes) != model_classes:
+        raise SettingError(f"--classes has {len(classes)} names; the model has {model_classes} classes.")
+
+
+def match_classes(
+    found: Sequence[str], model_classes: int, classes: Sequence[str] | None, place: str
+) -> tuple[str, ...]:
+    """Return the model's class names in its order, given those `found` in a folder or file.
+
+    Raises:
+        DataError: They are not the model's.
+    """
+    if classes is None and len(found) != model_classes:
+        more = len(found) > model_classes
+        hint = "Remove those that it does not know." if more else "Pass --classes with the model's own order."
+        raise DataError(f"{place} has {len(found)} classes, the model {model_classes}.", hint)
+    if len(set(found)) < len(found):
+        raise DataError(f"{place} names a class more than once: {', '.join(found[:10])}.")
+    known = tuple(found if classes is None else classes)
+    for name in found:
+        if name not in known:
+            listed = ", ".join(known[:10]) + (", ..." if len(known) > 10 else "")
+            hint = f"{did_you_mean(name, known)} Known: {listed}.".strip()
+            raise DataError(f"{place} has a class '{name}', which the model does not know.", hint)
+    return known
+
+
+def open_source(path: Path, model_classes: int, classes: Sequence[str] | None) -> Source:
+    """List a folder or read an npz file.
+
+    Raises:
+        DataError: It is neither, or its classes, images or labels cannot be used.
+    """
+    if path.is_dir():
+        try:
+            return list_folder(path, model_classes, classes)
+        except OSError as error:
+            raise DataError(f"Cannot list '{path}': {error.strerror}.") from error
+    if not path.exists():
+        raise DataError(f"'{path}' does not exist.", "Name a folder with one folder per class, or an npz file.")
+    if path.suffix.lower() != ".npz":
+        raise DataError(f"'{path}' is neither a folder with one folder per class nor an npz file.")
+    return read_npz(path, model_classes, classes)
+
+
+def is_picture(name: str) -> bool:
+    """Say whether a file of that name is read."""
+    return name.lower().endswith(SUFFIXES) and not name.startswith(".")
+
+
+def list_folder(folder: Path, model_classes: int, classes: Sequence[str] | None) -> Source:
+    """List the images below each class folder, sorted; hidden and other files are passed over.
+
+    Raises:
+        DataError: There are no class folders or no images in them, or they are not the model's classes.
+    """
+    found = sorted(item.name for item in folder.iterdir() if item.is_dir() and not item.name.startswith("."))
+    if not found:
+        inside = "images but no class folders" if any(map(is_picture, os.listdir(folder))) else "no class folders"
+        raise DataError(f"'{folder}' has {inside}.", "Put the images into one folder per class.")
+    known = match_classes(found, model_classes, classes, f"'{folder}'")
+    paths, y = [], []
+    for name in found:
+        below = [Path(at, file) for at, _, files in os.walk(folder / name) for file in files if is_picture(file)]
+        below = [path for path in sorted(below) if not any(p.startswith(".") for p in path.relative_to(folder).parts)]
+        paths += below
+        y += [known.index(name)] * len(below)
+    if not paths:
+        raise DataError(f"The class folders of '{folder}' hold no {', '.join(FORMATS)} files.")
+    return Source(paths, np.array(y, np.int64), [path.relative_to(folder).as_posix() for path in paths], known)
+
+
+def read_npz(path: Path, model_classes: int, classes: Sequence[str] | None) -> Source:
+    """Read `x`, `y` and, if it is there, `class_names`.
+
+    Raises:
+        DataError: The file is damaged or incomplete, or its arrays cannot be used.
+    """
+    try:
+        if not zipfile.is_zipfile(path):
+            raise ValueError("it is no zip archive")
+        with np.load(path, allow_pickle=False) as file:
+            held = {key: np.asarray(file[key]) for key in ("x", "y", "class_names") if key in file}
+    except Exception as error:  # a damaged archive raises nearly anything
+        raise DataError(f"Cannot read '{path}': {error}.", NPZ_HINT) from error
+    if not {"x", "y"} <= set(held):
+        raise DataError(f"'{path}' lacks an array 'x' or 'y'.", NPZ_HINT)
+    x = check_images(held["x"], f"x in '{path}'")
+    if "class_names" in held:
+        found = held["class_names"].astype(str).ravel().tolist()
+        known = match_classes(found, model_classes, classes, f"class_names in '{path}'")
+    else:
+        known = tuple(classes or map(str, range(model_classes)))
+        found = list(known)
+    y = check_labels(held["y"], len(x), len(found), f"y in '{path}'")
+    return Source(x, np.array([known.index(name) for name in found])[y], [str(i) for i in range(len(x))], known)
+
+
+def check_images(x: np.ndarray, place: str) -> np.ndarray:
+    """Return `x` as `(N, H, W, C)`, uint8 or float32 in [0, 1]; floats that hold 8-bit levels become uint8.
+
+    Raises:
+        DataError: Rank, type or values are not those of images.
+    """
+    if x.ndim not in (3, 4) or not x.size:
+        raise DataError(f"{place} has the shape {x.shape}; expected (N, H, W, C) or (N, H, W), and no axis of 0.")
+    x = x[..., None] if x.ndim == 3 else x
+    if x.dtype == np.uint8:
+        return x
+    if x.dtype.kind not in "iuf":
+        raise DataError(f"{place} is of type {x.dtype}; expected uint8 or floats.")
+    low, high = float(x.min()), float(x.max())
+    if not (low >= 0 and high <= 255):  # also true for NaN
+        hint = "Save the images as they are before any preprocessing: fixpatch scales them itself."
+        raise DataError(f"{place} has values from {low:g} to {high:g}; expected 0 to 1 or 0 to 255.", hint)
+    if x.dtype.kind != "f":
+        return x.astype(np.uint8)
+    unit = x.astype(np.float32) / np.float32(1 if high <= 1.001 else 255)  # rounding may carry a white pixel beyond 1
+    unit = np.minimum(unit, np.float32(1))
+    levels = as_levels(unit)
+    return unit if levels is None else levels
+
+
+def check_labels(y: np.ndarray, n: int, count: int, place: str) -> np.ndarray:
+    """Return labels `(N,)` int64 from `(N,)`, `(N, 1)` or one-hot `(N, count)`.
+
+    Raises:
+        DataError: They are none of these, not `n`, or beyond the classes.
+    """
+    if y.ndim == 2 and y.shape[1] == 1:
+        y = y[:, 0]
+    numeric = y.dtype.kind in "biuf" and y.ndim == 2 and y.shape[1] == count
+    if numeric and np.isin(y, (0, 1)).all() and (y.sum(1) == 1).all():
+        y = y.argmax(1)
+    if y.ndim != 1 or y.dtype.kind not in "iu":
+        raise DataError(
+            f"{place} is {y.dtype} of shape {y.shape}; expected whole numbers (N,) or one-hot (N, {count})."
+        )
+    if len(y) != n:
+        raise DataError(f"{place} has {len(y)} labels for {n} images.", NPZ_HINT)
+    if y.min() < 0 or y.max() >= count:
+        wrong = y.min() if y.min() < 0 else y.max()
+        raise DataError(
+            f"{place} has a label {wrong}; expected 0 to {count - 1}.", "Labels count from 0; is it the right model?"
+        )
+    return y.astype(np.int64)

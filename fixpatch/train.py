@@ -1,0 +1,266 @@
+"""The main job: from a base and labelled images to a patch."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from fixpatch.classifier import KerasClassifier
+from fixpatch.config import Recipe, build_recipe
+from fixpatch.craft import SHARD, Pairs, classify, craft_pairs
+from fixpatch.data import ImageSet, load_images
+from fixpatch.errors import DataError, SettingError
+from fixpatch.fit import fit_modules
+from fixpatch.graft import build_modules, frozen, graft, split_facts
+from fixpatch.holdout import split_holdout
+from fixpatch.manifest import BaseFacts, Figures, Manifest
+from fixpatch.models import Base
+from fixpatch.patches import Patch, read_weights
+from fixpatch.patchfile import PatchContent
+from fixpatch.places import choose_places
+from fixpatch.ranges import CANDIDATES
+from fixpatch.results import EpochFacts, Listener, Rate, TrainingFacts
+
+PACKAGES = ("fixpatch", "keras", "tensorflow", "adversarial-robustness-toolbox", "albumentations", "numpy")
+
+
+def train(
+    base: Base,
+    data: str | Path | ImageSet,
+    splits: Sequence[str],
+    *,
+    attack: str = "autopgd",
+    classes: Sequence[str] | None = None,
+    listener: Listener | None = None,
+    **settings: Any,
+) -> Patch:
+    """Train fixers after the layers `splits` on pairs made against `base`, which stays bit-identical.
+
+    Args:
+        data: A folder with a folder per class, an npz file, or images in memory.
+        attack: A name of the paper's.
+        classes: Class names in the model's order, where sorted folder names are not.
+        settings: Any field of `FixerConfig`, `DataConfig` and `TrainingConfig`, and `eps`, `eps_step`, `steps`,
+            `restarts` and `attack_labels` of the attack.
+
+    Raises:
+        DataError: The images cannot be used, or the base is not better than chance on them.
+        ModelError: No fixer can sit after a layer in `splits`.
+        SettingError: An unknown setting, or a value out of its range.
+    """
+    recipe = build_recipe(splits, attack=attack, **settings)
+    images = data if isinstance(data, ImageSet) else read_images(base, data, classes=classes)
+    with tempfile.TemporaryDirectory(prefix="fixpatch-") as folder:
+        return train_recipe(base, images, recipe, Path(folder), listener=listener)
+
+
+def train_recipe(
+    base: Base,
+    images: ImageSet,
+    recipe: Recipe,
+    folder: Path,
+    *,
+    keep_hashes: bool = True,
+    resume: bool = False,
+    listener: Listener | None = None,
+) -> Patch:
+    """Train as `recipe` says.
+
+    Args:
+        folder: Keeps pairs and checkpoints; with `resume` an interrupted run goes on from there to the same result.
+        keep_hashes: Put the images' content hashes into the patch; they let others test whether an image was used.
+
+    Raises:
+        SettingError: `resume` with other settings, images or base than the interrupted run's.
+    """
+    places = choose_places(base.model, recipe.splits, base.name)
+    base = measure_base(base, images)
+    _claim_folder(folder, recipe, base, images, resume)
+    modules = build_modules(base.model, places, recipe.fixer, recipe.training.seed)
+    return _train(base, images, recipe, modules, keep_hashes, folder, listener or Listener())
+
+
+def read_images(base: Base, data: str | Path, **options: Any) -> ImageSet:
+    """Load labelled images for `base`; options as for `data.load_images`."""
+    return load_images(Path(data), input_shape=base.image_shape, model_classes=base.classes, **options)[0]
+
+
+def measure_base(base: Base, images: ImageSet) -> Base:
+    """Return `base` with the input range that suits the images, after checking that it can classify them at all.
+
+    Where the range is only assumed, the candidate with the best accuracy is taken.
+
+    Raises:
+        DataError: The upper end of the accuracy's 95 % interval is below 1.5 times chance.
+    """
+    candidates = CANDIDATES if base.range_source == "assumed" else (base.input_range,)
+    rates = {candidate: clean_accuracy(base, images, candidate) for candidate in candidates}
+    best = max(candidates, key=lambda candidate: rates[candidate].value or 0.0)
+    if (rates[best].high or 0.0) < 1.5 / base.classes:
+        raise DataError(
+            f"{base.name} gets {100 * (rates[best].value or 0):.1f} % of {len(images)} images right; "
+            f"chance is {100 / base.classes:.1f} %.",
+            f"Check the input range (now {best[0]:g}..{best[1]:g}; --input-range) and the label order "
+            f"(now {', '.join(images.classes[:4])}, ...; --classes takes the model's own order).",
+        )
+    return base.with_range(best, "measured") if base.range_source == "assumed" else base
+
+
+def clean_accuracy(base: Base, images: ImageSet, input_range: tuple[float, float]) -> Rate:
+    """Return the base's accuracy on images scaled to `input_range`."""
+    classifier = KerasClassifier(base.logits, input_range=input_range)
+    return Rate.of(classify(classifier, images, base.channels_first) == images.y)
+
+
+def _train(
+    base: Base,
+    images: ImageSet,
+    recipe: Recipe,
+    modules: dict[str, keras.Model],
+    keep_hashes: bool,
+    folder: Path,
+    listener: Listener,
+) -> Patch:
+    seconds: dict[str, float] = {}
+    keep, held_out = split_holdout(images, recipe.data.holdout, recipe.training.seed, recipe.data.group_by)
+    with _timed(seconds, "crafting"):
+        pairs, kept_back = _craft(base, images.take(keep), images.take(held_out), recipe, folder, listener)
+    trainable = sum(module.count_params() for module in modules.values())
+    listener.say(
+        f"trainable parameters: {trainable:,} of {trainable + base.parameters:,} "
+        f"({100 * trainable / (trainable + base.parameters):.2f} %); pairs: {len(pairs):,}"
+    )
+    with _timed(seconds, "training"), frozen(base.model), frozen(base.logits):
+        keras.utils.set_random_seed(recipe.training.seed)
+        history, best = fit_modules(base, modules, pairs, kept_back, recipe.training, folder / "fit", listener)
+    measured = kept_back if len(kept_back) else pairs
+    figures = _figures(base, modules, measured, "holdout" if len(kept_back) else "training", best)
+    facts = TrainingFacts(
+        **{name: getattr(figures, name) for name in figures.__dataclass_fields__},
+        trainable=trainable,
+        parameters=trainable + base.parameters,
+        history=history,
+        seconds=seconds,
+        warnings=_warnings(figures, history),
+    )
+    content = _content(
+        base, images, recipe, modules, len(keep), figures, images.hashes()[keep] if keep_hashes else None
+    )
+    return Patch(content, facts, tuple(int(i) for i in held_out))
+
+
+def _craft(
+    base: Base, train: ImageSet, holdout: ImageSet, recipe: Recipe, folder: Path, listener: Listener
+) -> tuple[Pairs, Pairs]:
+    """Make the training pairs, and one unvaried pair for each hold-out image."""
+    classifier = KerasClassifier(base.logits, input_range=base.input_range)
+    listener.stage("crafting", len(train) * recipe.data.views + len(holdout))
+    shared = {
+        "fingerprint": base.fingerprint,
+        "seed": recipe.training.seed,
+        "channels_first": base.channels_first,
+        "folder": folder / "pairs",
+        "advance": listener.advance,
+    }
+    pairs = craft_pairs(classifier, recipe.attack, train, preset=recipe.data.augment, views=recipe.data.views, **shared)
+    return pairs, craft_pairs(classifier, recipe.attack, holdout, **shared)
+
+
+def _figures(base: Base, modules: dict[str, keras.Model], pairs: Pairs, measured_on: str, best: int) -> Figures:
+    rates = {}
+    for name, model in (("base", base.logits), ("patch", graft(base.logits, modules))):
+        classifier = KerasClassifier(model, input_range=base.input_range)
+        clean, robust = [], []
+        for plain, adversarial, y in pairs.batches(SHARD):
+            clean.append(classifier.predict(plain).argmax(1) == y)
+            robust.append(clean[-1] & (classifier.predict(adversarial).argmax(1) == y))
+        rates[f"{name}_clean"] = Rate.of(np.concatenate(clean))
+        rates[f"{name}_robust"] = Rate.of(np.concatenate(robust))
+    return Figures(measured_on=measured_on, best_epoch=best, **rates)
+
+
+def _warnings(figures: Figures, history: Sequence[EpochFacts]) -> tuple[str, ...]:
+    found = []
+    if (figures.base_robust.value or 0) > 0.2:
+        found.append(
+            f"the attack leaves the base {100 * (figures.base_robust.value or 0):.0f} %: it is weak here, "
+            "and pairs from it teach little (larger --eps, more --steps)"
+        )
+    if history and history[-1].distill > max(history[0].distill, 1e-6):
+        found.append("the features moved away from their target: try a smaller --learning-rate")
+    return tuple(found)
+
+
+def _content(
+    base: Base,
+    images: ImageSet,
+    recipe: Recipe,
+    modules: dict[str, keras.Model],
+    used: int,
+    figures: Figures,
+    hashes: np.ndarray | None,
+) -> PatchContent:
+    places = choose_places(base.model, recipe.splits, base.name)
+    manifest = Manifest(
+        splits=tuple(split_facts(place, recipe.fixer) for place in places),
+        fixer=recipe.fixer,
+        attack=recipe.attack,
+        data=recipe.data,
+        training=recipe.training,
+        base=BaseFacts(base.fingerprint, base.input_shape, base.classes, base.parameters),
+        class_names=images.classes,
+        input_range=base.input_range,
+        images=used,
+        figures=figures,
+        versions=versions(),
+    )
+    return PatchContent(manifest, read_weights(modules), hashes)
+
+
+def versions() -> dict[str, str]:
+    """Return the version of every package that shapes a patch."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    seconds[name] = round(time.perf_counter() - start, 2)
+
+
+def _claim_folder(folder: Path, recipe: Recipe, base: Base, images: ImageSet, resume: bool) -> None:
+    """Take the folder for this run: what an interrupted run left is taken up with `resume`, else dropped.
+
+    Pairs are named after all that shaped them, so those of an earlier run are never wrong and stay.
+    """
+    note = folder / "settings.json"
+    settings = {**asdict(recipe), "base": base.fingerprint, "images": images.digest(), "range": list(base.input_range)}
+    text = json.dumps(settings, sort_keys=True)
+    if resume and note.exists() and note.read_text() != text:
+        raise SettingError(
+            f"The interrupted run in '{folder}' had other settings, images or another base.",
+            "Resume with the same command, or run without --resume to start again.",
+        )
+    if not resume or not note.exists():
+        shutil.rmtree(folder / "fit", ignore_errors=True)
+    (folder / "pairs").mkdir(parents=True, exist_ok=True)
+    (folder / "fit").mkdir(exist_ok=True)
+    note.write_text(text)
