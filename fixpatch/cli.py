@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import functools
 import inspect as signatures
 import os
-import sys
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from types import ModuleType
+from typing import Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 from fixpatch import __version__, console
-from fixpatch.config import ATTACKERS, AUGMENTS, LABELS, PAPER_ATTACKS, TARGETS, parse_fraction
+from fixpatch.config import ATTACKERS, AUGMENTS, LABELS, PAPER_ATTACKS, RECIPE, TARGETS, build_recipe, parse_fraction
 from fixpatch.errors import FixpatchError, SettingError
 from fixpatch.settings import FILE, read_settings
 
@@ -22,8 +22,46 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 DEBUG = "FIXPATCH_DEBUG"
 
+
+class Commands(TyperGroup):
+    """Ends every command with one clear error and exit code 2, or with 130 when interrupted."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Keep the whole line, which an error and an interruption refer to."""
+        ctx.meta["line"] = list(args)
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        line = ctx.meta["line"]
+        try:
+            return super().invoke(ctx)
+        except FixpatchError as error:
+            if os.environ.get(DEBUG):
+                raise
+            _refuse(ctx, line, error)
+        except KeyboardInterrupt:
+            console.show_interrupted(line if ctx.invoked_subcommand == "train" else [])
+            raise typer.Exit(130) from None
+        except Exception as error:  # a fault in the line itself is Click's, which Typer vendors
+            if getattr(error, "exit_code", None) != 2 or not hasattr(error, "format_message") or "--json" not in line:
+                raise
+            hint = f"`fixpatch {ctx.invoked_subcommand or ''} --help` lists the options.".replace("  ", " ")
+            _refuse(ctx, line, SettingError(error.format_message(), hint))
+
+
+def _refuse(ctx: typer.Context, line: Sequence[str], error: FixpatchError) -> NoReturn:
+    if "--json" in line:
+        fault = {"kind": type(error).__name__, "message": error.message, "hint": error.hint}
+        console.show_json(ctx.invoked_subcommand or "", __version__, {"error": fault})
+    else:
+        console.show_error(error)
+    raise typer.Exit(2) from None
+
+
 app = typer.Typer(
     name="fixpatch",
+    cls=Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -52,33 +90,7 @@ AttackLabels = Annotated[str | None, option("--attack-labels", f"Labels to attac
 Seed = Annotated[int, option("--seed", "Fixes split, augmentation, attacks and training.")]
 
 
-def reported(command: Callable) -> Callable:
-    """End with exit code 2 and one clear error on a `FixpatchError`, and with 130 when interrupted."""
-
-    @functools.wraps(command)
-    def run(*args: Any, **kwargs: Any) -> None:
-        try:
-            command(*args, **kwargs)
-        except FixpatchError as error:
-            if os.environ.get(DEBUG):
-                raise
-            if kwargs.get("as_json"):
-                fault = {"kind": type(error).__name__, "message": error.message, "hint": error.hint}
-                console.show_json(command.__name__.strip("_"), __version__, {"error": fault})
-            else:
-                console.show_error(error)
-            raise typer.Exit(2) from None
-        except KeyboardInterrupt:
-            console.err().print("interrupted; what is finished is kept")
-            if command.__name__ == "train":
-                console.err().print(f"go on with: {' '.join(['fixpatch', *sys.argv[1:], '--resume'])}")
-            raise typer.Exit(130) from None
-
-    return run
-
-
 @app.callback(invoke_without_command=True)
-@reported
 def start(
     ctx: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
@@ -87,14 +99,13 @@ def start(
     if version:
         print(__version__)
         raise typer.Exit
-    commands = {"inspect": inspect, "train": train, "apply": apply, "eval": evaluate}
-    ctx.default_map = read_settings(
-        FILE, {name: set(signatures.signature(run).parameters) for name, run in commands.items()}
-    )
+    commands: dict[str, Any] = {"inspect": inspect, "train": train, "apply": apply, "eval": evaluate}
+    if ctx.invoked_subcommand in commands and not {"-h", "--help"} & set(ctx.meta["line"]):
+        options = {name: set(signatures.signature(run).parameters) for name, run in commands.items()}
+        ctx.default_map = read_settings(FILE, options)
 
 
 @app.command()
-@reported
 def inspect(
     model: Model = Path("model.keras"),
     input_range: InputRange = None,
@@ -104,9 +115,7 @@ def inspect(
     as_json: Json = False,
 ) -> None:
     """Show a model's facts, and the layers after which a fixer can sit."""
-    from fixpatch.jobs import inspect_file
-
-    facts = inspect_file(model, parse_range(input_range))
+    facts = load_jobs().inspect_file(model, parse_range(input_range))
     if as_json:
         console.show_json("inspect", __version__, {"result": console.as_result(facts)})
     else:
@@ -114,7 +123,6 @@ def inspect(
 
 
 @app.command()
-@reported
 def train(
     model: Model = Path("model.keras"),
     split: Annotated[str, option("--split", "Layers to put a fixer after, with commas.")] = "",
@@ -161,18 +169,17 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train a patch: small fixers after the layers that you name, on your images and their adversarial versions."""
-    from fixpatch.config import build_recipe
-    from fixpatch.jobs import Images, train_files
-
     chosen = {name: value for name, value in locals().items() if name in RECIPE}
     recipe = build_recipe(parse_names(split), **chosen)
+    limits = parse_range(input_range)
+    jobs = load_jobs()
     with console.progress(quiet) as listener:
-        patch = train_files(
+        patch = jobs.train_files(
             model,
-            Images(data, parse_names(classes) or None, skip_unreadable),
+            jobs.Images(data, parse_names(classes) or None, skip_unreadable),
             recipe,
             out,
-            input_range=parse_range(input_range),
+            input_range=limits,
             keep_hashes=hashes,
             patched_model=save_model,
             force=force,
@@ -183,39 +190,10 @@ def train(
     if as_json:
         console.show_json("train", __version__, {"result": console.as_result(patch.facts)})
     else:
-        console.show_training(patch.facts, out)
-
-
-RECIPE = frozenset(
-    [
-        "attack",
-        "attack_labels",
-        "eps",
-        "eps_step",
-        "steps",
-        "restarts",
-        "delta",
-        "compression",
-        "activation",
-        "final_relu",
-        "initializer",
-        "distill_weight",
-        "distill_target",
-        "augment",
-        "views",
-        "epochs",
-        "batch_size",
-        "learning_rate",
-        "patience",
-        "holdout",
-        "group_by",
-        "seed",
-    ]
-)
+        console.show_training(patch.facts, out, quiet)
 
 
 @app.command()
-@reported
 def apply(
     model: Model,
     patches: Annotated[list[Path], typer.Argument(metavar="PATCH...", help="Patch files made for this model.")],
@@ -227,10 +205,8 @@ def apply(
     as_json: Json = False,
 ) -> None:
     """Write the patched model: an ordinary Keras model that needs no fixpatch."""
-    from fixpatch.jobs import apply_files
-
     names = parse_names(only) or None
-    base = apply_files(model, patches, out, delta=delta, only=names, force=force)
+    base = load_jobs().apply_files(model, patches, out, delta=delta, only=names, force=force)
     if as_json:
         body = {"out": str(out), "base": base.fingerprint, "patches": [str(path) for path in patches]}
         console.show_json("apply", __version__, {"result": body})
@@ -243,7 +219,6 @@ def apply(
 
 
 @app.command("eval")
-@reported
 def evaluate(
     model: Model = Path("model.keras"),
     patch: Annotated[Path | None, option("--patch", "Patch file; patch.h5 where it fits.")] = None,
@@ -266,31 +241,30 @@ def evaluate(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Measure base and patched model side by side, attacked by one who knows the base and by one who knows the patch."""
-    from fixpatch.jobs import Images, evaluate_files
-
+    """Measure base and patched model side by side, attacked by one who knows the base and one who knows the patch."""
+    limits = parse_range(input_range)
+    jobs = load_jobs()
     budget = {"eps": eps, "eps_step": eps_step, "steps": steps, "restarts": restarts, "labels": attack_labels}
     with console.progress(quiet) as listener:
-        result = evaluate_files(
+        result = jobs.evaluate_files(
             model,
             patch,
-            Images(data, parse_names(classes) or None, skip_unreadable, limit),
+            jobs.Images(data, parse_names(classes) or None, skip_unreadable, limit),
             use_patch=use_patch,
             attacks=parse_names(attack),
             budget=budget,
             attackers=parse_names(",".join(attacker or ATTACKERS)),
-            input_range=parse_range(input_range),
+            input_range=limits,
             seed=seed,
             listener=listener,
         )
     if as_json:
         console.show_json("eval", __version__, {"result": console.as_result(result)})
     else:
-        console.show_evaluation(result)
+        console.show_evaluation(result, quiet)
 
 
 @app.command()
-@reported
 def show(
     patch: Annotated[Path, typer.Argument(help="A patch file.")] = Path("patch.h5"),
     as_json: Json = False,
@@ -305,9 +279,16 @@ def show(
         console.show_patch(facts, patch)
 
 
+def load_jobs() -> ModuleType:
+    """Import what needs TensorFlow, whose messages on that occasion are no news to anybody."""
+    with console.hushed():
+        from fixpatch import jobs
+    return jobs
+
+
 def parse_names(text: str | None) -> tuple[str, ...]:
     """Read `a,b`."""
-    return tuple(name.strip() for name in text.split(",")) if text else ()
+    return tuple(name.strip() for name in text.split(",") if name.strip()) if text else ()
 
 
 def parse_range(text: str | None) -> tuple[float, float] | None:

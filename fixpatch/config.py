@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
-from fractions import Fraction
 from typing import Any
 
 from fixpatch.errors import SettingError, did_you_mean
@@ -19,12 +20,16 @@ def parse_fraction(text: str | float, setting: str) -> float:
     """Read a number given as `0.03` or `8/255`.
 
     Raises:
-        SettingError: `text` is neither.
+        SettingError: `text` is neither, or not finite.
     """
+    top, slash, bottom = text.partition("/") if isinstance(text, str) else (text, "", "")
     try:
-        return float(Fraction(text)) if isinstance(text, str) else float(text)
-    except (ValueError, ZeroDivisionError):
+        value = float(top) / float(bottom) if slash else float(top)
+        if not math.isfinite(value):
+            raise ValueError("infinite or not a number")
+    except (ValueError, TypeError, ArithmeticError):
         raise SettingError(f"{setting} is '{text}', not a number.", "Write 0.03 or 8/255.") from None
+    return value
 
 
 def require_choice(value: str, known: tuple[str, ...], setting: str) -> None:
@@ -44,9 +49,17 @@ def require_range(value: float, low: float, high: float, setting: str) -> None:
     Raises:
         SettingError: It is not (or is no number at all).
     """
-    if not low <= value <= high:
-        bound = f"at least {low:g}" if high == float("inf") else f"from {low:g} to {high:g}"
-        raise SettingError(f"{setting} is {value:g}; it has to be {bound}.")
+    if not (low <= value <= high and value < math.inf):
+        bound = f"a number of at least {low:g}" if high == math.inf else f"from {low:g} to {high:.10g}"
+        raise SettingError(f"{setting} is {_brief(value)}; it has to be {bound}.")
+
+
+def _brief(value: float) -> str:
+    """Write a number for a message; integers may be too large for a float."""
+    try:
+        return f"{value:.10g}"
+    except OverflowError:
+        return "beyond 1e308"
 
 
 @dataclass(frozen=True)
@@ -75,7 +88,7 @@ class FixerConfig:
         require_choice(self.final_relu, ("auto", "always", "never"), "--final-relu")
         require_choice(self.initializer, ("zeros", "glorot_uniform"), "--initializer")
         require_range(self.delta, 0, 1, "--delta")
-        require_range(self.compression, 1, float("inf"), "--compression")
+        require_range(self.compression, 1, math.inf, "--compression")
 
 
 @dataclass(frozen=True)
@@ -103,13 +116,13 @@ class AttackConfig:
         require_choice(self.labels, LABELS, "--attack-labels")
         if not 0 < self.eps <= 1:
             raise SettingError(
-                f"--eps is {self.eps:g}; it has to be above 0 and at most 1.",
+                f"--eps is {_brief(self.eps)}; it has to be above 0 and at most 1.",
                 "It is a fraction of the input range: 8/255 is eight grey levels of 255.",
             )
         if not 0 < self.eps_step <= 1:
-            raise SettingError(f"--eps-step is {self.eps_step:g}; it has to be above 0 and at most 1.")
-        require_range(self.steps, 1, float("inf"), "--steps")
-        require_range(self.restarts, 0, float("inf"), "--restarts")
+            raise SettingError(f"--eps-step is {_brief(self.eps_step)}; it has to be above 0 and at most 1.")
+        require_range(self.steps, 1, math.inf, "--steps")
+        require_range(self.restarts, 0, math.inf, "--restarts")
 
 
 PAPER_ATTACKS: dict[str, dict[str, Any]] = {
@@ -156,9 +169,13 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         require_choice(self.augment, AUGMENTS, "--augment")
-        require_range(self.views, 1, float("inf"), "--views")
+        require_range(self.views, 1, math.inf, "--views")
         if not 0 <= self.holdout < 1:
-            raise SettingError(f"--holdout is {self.holdout:g}; it has to be at least 0 and below 1.")
+            raise SettingError(f"--holdout is {_brief(self.holdout)}; it has to be at least 0 and below 1.")
+        try:
+            re.compile(self.group_by or "")
+        except re.error as error:
+            raise SettingError(f"--group-by '{self.group_by}' is no regular expression: {error}.") from None
 
 
 @dataclass(frozen=True)
@@ -168,7 +185,7 @@ class TrainingConfig:
     Attributes:
         epochs: Passes over all pairs; with a hold-out, an upper bound.
         batch_size: Pairs per step.
-        learning_rate: Peak of the schedule.
+        learning_rate: Of Adam, after a short warm-up.
         distill_weight: Weight of equation 4 in equation 3.
         distill_target: What the features are pulled to: the base's on the clean image (`natural`), or on the
             same input (`same-input`, equation 4 as printed).
@@ -176,8 +193,8 @@ class TrainingConfig:
         seed: Fixes split, augmentation, attacks and training.
     """
 
-    epochs: int = 30
-    batch_size: int = 64
+    epochs: int = 20
+    batch_size: int = 32
     learning_rate: float = 3e-3
     distill_weight: float = 1.0
     distill_target: str = "natural"
@@ -186,11 +203,11 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         require_choice(self.distill_target, TARGETS, "--distill-target")
-        require_range(self.epochs, 1, float("inf"), "--epochs")
-        require_range(self.batch_size, 1, float("inf"), "--batch-size")
-        require_range(self.learning_rate, 1e-12, float("inf"), "--learning-rate")
-        require_range(self.distill_weight, 0, float("inf"), "--distill-weight")
-        require_range(self.patience, 1, float("inf"), "--patience")
+        require_range(self.epochs, 1, math.inf, "--epochs")
+        require_range(self.batch_size, 1, math.inf, "--batch-size")
+        require_range(self.learning_rate, 1e-12, math.inf, "--learning-rate")
+        require_range(self.distill_weight, 0, math.inf, "--distill-weight")
+        require_range(self.patience, 1, math.inf, "--patience")
         require_range(self.seed, 0, 2**31 - 1, "--seed")
 
 
@@ -205,6 +222,15 @@ class Recipe:
     training: TrainingConfig
 
 
+BUDGET = ("eps", "eps_step", "steps", "restarts")
+RECIPE = frozenset(
+    [
+        *(field.name for kind in (FixerConfig, DataConfig, TrainingConfig) for field in fields(kind)),
+        *("attack", "attack_labels", *BUDGET),
+    ]
+)
+
+
 def build_recipe(splits: Iterable[str], *, attack: str = "autopgd", **settings: Any) -> Recipe:
     """Sort settings under their flat names (those of the flags) into a recipe; None stands for the default.
 
@@ -212,7 +238,7 @@ def build_recipe(splits: Iterable[str], *, attack: str = "autopgd", **settings: 
         SettingError: An unknown name, or a value out of its range.
     """
     given = {name: value for name, value in settings.items() if value is not None}
-    budget = {name: given.pop(name) for name in ("eps", "eps_step", "steps", "restarts") if name in given}
+    budget = {name: given.pop(name) for name in BUDGET if name in given}
     parts: list[Any] = []
     for kind in (FixerConfig, DataConfig, TrainingConfig):
         own = {field.name: given.pop(field.name) for field in fields(kind) if field.name in given}
@@ -220,8 +246,5 @@ def build_recipe(splits: Iterable[str], *, attack: str = "autopgd", **settings: 
     labels = given.pop("attack_labels", None)
     if given:
         name = next(iter(given))
-        known = [field.name for kind in (FixerConfig, DataConfig, TrainingConfig) for field in fields(kind)]
-        raise SettingError(
-            f"There is no setting '{name}'.", did_you_mean(name, [*known, "eps", "steps", "attack_labels"])
-        )
+        raise SettingError(f"There is no setting '{name}'.", did_you_mean(name, sorted(RECIPE)))
     return Recipe(tuple(splits), parts[0], attack_named(attack, labels=labels, **budget), parts[1], parts[2])

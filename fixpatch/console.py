@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
+import os
+import shlex
 import sys
-from collections.abc import Iterator, Mapping
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -15,19 +19,40 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from fixpatch.errors import FixpatchError
-from fixpatch.results import EpochFacts, Evaluation, LayerFacts, Listener, ModelFacts, Rate, Score, TrainingFacts
+from fixpatch.results import EpochFacts, Evaluation, Listener, ModelFacts, Rate, Score, TrainingFacts
 
 SCHEMA = 1
+UNBOUNDED = 10_000
 
 
 def out() -> Console:
-    """Return the console for results."""
-    return Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+    """Return the console for results; in a file or pipe no line is folded."""
+    piped = not sys.stdout.isatty()
+    return Console(highlight=False, soft_wrap=piped, width=UNBOUNDED if piped else None)
 
 
 def err(quiet: bool = False) -> Console:
     """Return the console for talk."""
-    return Console(stderr=True, highlight=False, quiet=quiet, soft_wrap=True)
+    return Console(stderr=True, highlight=False, quiet=quiet, soft_wrap=not sys.stderr.isatty())
+
+
+@contextmanager
+def hushed() -> Iterator[None]:
+    """Keep what the block writes to file descriptor 2, native code included, off the terminal, unless it fails."""
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as kept:
+        terminal = os.dup(2)
+        os.dup2(kept.fileno(), 2)
+        try:
+            yield
+        except Exception:
+            kept.seek(0)
+            os.write(terminal, kept.read())
+            raise
+        finally:
+            sys.stderr.flush()
+            os.dup2(terminal, 2)
+            os.close(terminal)
 
 
 def show_json(command: str, version: str, body: Mapping[str, Any]) -> None:
@@ -44,6 +69,15 @@ def show_error(error: FixpatchError) -> None:
         console.print(_plain(error.hint))
 
 
+def show_interrupted(line: Sequence[str]) -> None:
+    """Say that what is finished is kept, and which command goes on where `line`, the interrupted one, can."""
+    console = err()
+    console.print("interrupted; what is finished is kept")
+    if line:
+        again = ["fixpatch", *(word for word in line if word != "--resume"), "--resume"]
+        console.print(f"go on with: {_plain(shlex.join(again))}", soft_wrap=True)
+
+
 def per_cent(share: float | None) -> str:
     """Write a share in [0, 1] as per cent with one decimal; `-` for None."""
     return "-" if share is None else f"{100 * share:.1f}"
@@ -54,6 +88,12 @@ def with_interval(rate: Rate) -> str:
     if rate.value is None:
         return "-"
     return f"{per_cent(rate.value)} ({per_cent(rate.low)}-{per_cent(rate.high)})"
+
+
+def eps_of(eps: float) -> str:
+    """Write a radius as `8/255` where it is a whole number of grey levels."""
+    levels = round(255 * eps)
+    return f"{levels}/255" if math.isclose(255 * eps, levels) else f"{eps:.4g}"
 
 
 def size_of(shape: tuple[int | None, ...]) -> str:
@@ -77,31 +117,30 @@ def show_model(facts: ModelFacts, name: str, every_layer: bool) -> None:
         ("fingerprint", facts.fingerprint[:16]),
     ):
         console.print(f"  {label:<12}{value}")
-    console.print(_layer_table(facts.layers, every_layer))
+    table = _table("layer", "kind", ("output", "right"), ("fixer", "right"), ("% of base", "right"), ">= 0")
+    others = _table("no fixer after", "kind", ("output", "right"), "because it")
+    for layer in facts.layers:
+        row = _plain(layer.path), layer.kind, size_of(layer.shape)
+        if layer.cost is None:
+            others.add_row(*row, _plain(layer.reason))
+        else:
+            table.add_row(*row, f"{layer.cost:,}", per_cent(layer.share), "yes" if layer.non_negative else "-")
+    console.print(table)
+    if every_layer:
+        console.print(others)
     console.print("A fixer sits after a layer: fixpatch train --split LAYER[,LAYER] --data DIR")
 
 
-def _layer_table(layers: tuple[LayerFacts, ...], every_layer: bool) -> Table:
-    table = _table("layer", "kind", ("output", "right"), ("fixer", "right"), ("of base", "right"), ">= 0")
-    for layer in layers:
-        if layer.cost is not None:
-            cost, share = f"{layer.cost:,}", f"{per_cent(layer.share)} %"
-            table.add_row(
-                _plain(layer.path), layer.kind, size_of(layer.shape), cost, share, "yes" if layer.non_negative else ""
-            )
-        elif every_layer:
-            table.add_row(_plain(layer.path), layer.kind, size_of(layer.shape), layer.reason, "", "")
-    return table
-
-
-def show_training(facts: TrainingFacts, path: Path) -> None:
+def show_training(facts: TrainingFacts, path: Path, quiet: bool = False) -> None:
     """Print what training reached."""
     console = out()
     where = (
         "hold-out images, which chose the epoch" if facts.measured_on == "holdout" else "the training images themselves"
     )
+    share = per_cent(facts.trainable / facts.parameters)
     console.print(
-        f"{_plain(str(path))}: {facts.trainable:,} of {facts.parameters:,} parameters, epoch {facts.best_epoch}"
+        f"{_plain(str(path))}: {facts.trainable:,} of {facts.parameters:,} parameters ({share} %), "
+        f"epoch {facts.best_epoch}"
     )
     table = _table("", ("clean %", "right"), ("robust %", "right"))
     table.add_row("base", with_interval(facts.base_clean), with_interval(facts.base_robust))
@@ -110,18 +149,20 @@ def show_training(facts: TrainingFacts, path: Path) -> None:
     console.print(
         f"Attacker: base. Measured on {facts.patch_clean.n} {where}: `fixpatch eval --data` measures on others."
     )
-    show_warnings(facts.warnings)
+    show_warnings(facts.warnings, quiet)
 
 
-def show_evaluation(result: Evaluation) -> None:
+def show_evaluation(result: Evaluation, quiet: bool = False) -> None:
     """Print base and patch side by side under each attack, then the same by parts and on what the base gets right."""
     console = out()
     models = list(dict.fromkeys(score.model for score in result.scores))
     rows: dict[tuple[str, str], dict[str, Score]] = {}
     for score in result.scores:
         rows.setdefault((score.attack, score.attacker), {})[score.model] = score
-    budgets = dict.fromkeys(_budget(score) for score in result.scores if score.attacker != "none")
-    console.print(f"{result.n} images, seed {result.seed}; {'; '.join(budgets)}")
+    origin = "held-out images (they chose the epoch: optimistic)" if result.images == "holdout" else "images"
+    console.print(f"{result.n} {origin}, seed {result.seed}")
+    for budget in dict.fromkeys(_budget(score) for score in result.scores if score.attacker != "none"):
+        console.print(f"  {budget}")
     console.print("accuracy in % (95 % interval); robust: right when clean and when attacked")
     table = _table("attack", "made on", *((model, "right") for model in models), ("robust", "right"))
     for (attack, attacker), scores in rows.items():
@@ -129,7 +170,7 @@ def show_evaluation(result: Evaluation) -> None:
         table.add_row(attack, _made_on(attacker), *cells, with_interval(scores[models[-1]].robust_accuracy))
     console.print(table)
     right = rows["clean", "none"][models[-1]].accuracy_base_right.n
-    console.print(f"the same as mean +- deviation over five parts, and on the {right} images that the base gets right")
+    console.print(f"as mean +- deviation over five parts, and on the {right} images the base gets right")
     table = _table(
         "attack", "made on", *((model, "right") for model in models), *((f"{m}, right", "right") for m in models)
     )
@@ -140,7 +181,7 @@ def show_evaluation(result: Evaluation) -> None:
         )
     console.print(table)
     console.print(f"worst robust accuracy per image, over all of these: [bold]{with_interval(result.worst)} %[/]")
-    show_warnings(result.warnings)
+    show_warnings(result.warnings, quiet)
 
 
 def _made_on(attacker: str) -> str:
@@ -148,49 +189,67 @@ def _made_on(attacker: str) -> str:
 
 
 def _budget(score: Score) -> str:
-    restarts = f", {score.restarts} restarts" if score.restarts > 1 else ""
-    labels = "" if score.labels == "true" else f", {score.labels} labels"
-    return f"{score.attack}: l_{score.norm} eps {score.eps:.4g}, {score.steps} steps{restarts}{labels}"
+    more = f", {score.restarts} restarts" if score.restarts > 1 else ""
+    more += "" if score.labels == "true" else f", {score.labels} labels"
+    plural = "s" if score.steps > 1 else ""
+    return f"{score.attack}: l_{score.norm} eps {eps_of(score.eps)}, {score.steps} step{plural}{more}"
 
 
 def show_patch(facts: Mapping[str, Any], path: Path) -> None:
     """Print what a patch file says about itself."""
     console = out()
     console.print(f"[bold]{_plain(str(path))}[/]")
-    for key, value in facts.items():
+    _show_facts({name: value for name, value in facts.items() if name != "splits" and not isinstance(value, Mapping)})
+    table = _table("split", ("features", "right"), "dtype", "relu", ("parameters", "right"), ("bytes", "right"))
+    for split in facts["splits"]:
+        relu, size = _brief("", split["final_relu"]), (f"{split['parameters']:,}", f"{split['bytes']:,}")
+        table.add_row(_plain(split["path"]), size_of(split["shape"]), split["dtype_policy"], relu, *size)
+    console.print(table)
+    for name, value in facts.items():
         if isinstance(value, Mapping):
-            console.print(f"  {key}")
-            for name, item in value.items():
-                console.print(f"    {name:<24}{_plain(_brief(item))}")
-        elif isinstance(value, (list, tuple)) and value and isinstance(value[0], Mapping):
-            console.print(f"  {key}")
-            for item in value:
-                console.print("    " + _plain(", ".join(f"{name} {_brief(part)}" for name, part in item.items())))
-        else:
-            console.print(f"  {key:<26}{_plain(_brief(value))}")
+            console.print(f"[bold]{name}[/]")
+            _show_facts(value)
 
 
-def _brief(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    if isinstance(value, Mapping) and {"value", "low", "high", "n"} == set(value):
+def _show_facts(facts: Mapping[str, Any]) -> None:
+    width = max(map(len, facts), default=0)
+    for name, value in facts.items():
+        out().print(f"  {name:<{width}}  {_plain(_brief(name, value))}")
+
+
+WRITTEN: dict[str, Callable[[Any], str]] = {
+    "eps": eps_of,
+    "fingerprint": lambda value: value[:16],
+    "input_shape": size_of,
+    "input_range": lambda value: f"{value[0]:g} to {value[1]:g}",
+}
+
+
+def _brief(name: str, value: Any) -> str:
+    """Write one fact of a patch on one line."""
+    if value is None or isinstance(value, bool):
+        return {None: "-", True: "yes", False: "no"}[value]
+    if isinstance(value, Mapping):
         return f"{with_interval(Rate(**value))} % of {value['n']}"
+    if name in WRITTEN:
+        return WRITTEN[name](value)
     if isinstance(value, (list, tuple)):
-        return ", ".join(_brief(item) for item in value)
-    return str(value)
+        return ", ".join(_brief("", item) for item in value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def show_warnings(warnings: tuple[str, ...]) -> None:
+def show_warnings(warnings: tuple[str, ...], quiet: bool) -> None:
     """Print warnings to stderr."""
     for warning in warnings:
-        err().print(f"[yellow]warning:[/] {_plain(warning)}")
+        err(quiet).print(f"[yellow]warning:[/] {_plain(warning)}")
 
 
 def _table(*columns: str | tuple[str, str]) -> Table:
+    """Lay out a table whose first two columns fold on a narrow terminal: names are never cut off."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for column in columns:
+    for number, column in enumerate(columns):
         name, justify = column if isinstance(column, tuple) else (column, "left")
-        table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+        table.add_column(name, justify=justify, no_wrap=number > 1, overflow="fold")  # type: ignore[arg-type]
     return table
 
 
@@ -234,9 +293,8 @@ class ProgressListener(Listener):
         clean, robust, on = facts.clean, facts.robust, "training"
         if facts.val_clean is not None and facts.val_robust is not None:
             clean, robust, on = facts.val_clean, facts.val_robust, "hold-out"
-        self.console.print(
-            f"epoch {facts.epoch:>3}/{epochs}  loss {facts.loss:.3f}  {on} clean {per_cent(clean)} %  robust {per_cent(robust)} %"
-        )
+        figures = f"clean {per_cent(clean)} %  robust {per_cent(robust)} %"
+        self.console.print(f"epoch {facts.epoch:>3}/{epochs}  loss {facts.loss:.3f}  {on} {figures}")
 
     def say(self, text: str) -> None:
         """Print a note."""
@@ -253,4 +311,14 @@ def progress(quiet: bool) -> Iterator[Listener]:
 
 def as_result(value: Any) -> dict[str, Any]:
     """Turn a result into the plain values of JSON."""
-    return value if isinstance(value, dict) else asdict(value)
+    plain: dict[str, Any] = _finite(value if isinstance(value, dict) else asdict(value))
+    return plain
+
+
+def _finite(value: Any) -> Any:
+    """Put None for what JSON has no number for, such as the loss of an epoch that diverged."""
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -149,7 +149,9 @@ def _score(model: _Model, base: _Model, right: Array, seed: int, made: dict[str,
         right: Which of them it gets right, `(N,)`.
         made: Attacker, attack and budget.
     """
-    both, parts = model.clean & right, [part.mean() for part in np.array_split(right, PARTS) if part.size]
+    both = model.clean & right
+    mixed = np.random.default_rng(seed).permutation(right)  # images come sorted by class
+    parts = [part.mean() for part in np.array_split(mixed, PARTS) if part.size]
     return Score(
         model=model.name,
         **made,

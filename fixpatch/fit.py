@@ -20,7 +20,12 @@ from fixpatch.models import Base
 from fixpatch.results import EpochFacts, Listener
 
 Array = np.ndarray
-WARMUP = 0.05  # share of the steps; docs/choices.md
+Row = dict[str, float]
+BEST = "best.weights.h5"
+# Measured: docs/choices.md.
+WARMUP = 0.05  # share of the steps
+CLIP = 1.0  # global norm
+AVERAGE = 0.95  # momentum of the weights' moving average
 
 
 class Tap(keras.layers.Layer):
@@ -31,6 +36,7 @@ class Tap(keras.layers.Layer):
         self._record = record
 
     def call(self, features: Any) -> Any:
+        """Return `features` as they are."""
         self._record(features)
         return features
 
@@ -115,7 +121,7 @@ class PairBatches(keras.utils.PyDataset):
         self.pairs, self.size = pairs, size
 
     def __len__(self) -> int:
-        return -(-len(self.pairs) // self.size)
+        return int(np.ceil(len(self.pairs) / self.size))
 
     def __getitem__(self, index: int) -> tuple:
         rows = np.arange(index * self.size, min((index + 1) * self.size, len(self.pairs)))
@@ -124,7 +130,7 @@ class PairBatches(keras.utils.PyDataset):
 
 
 def shuffled(pairs: Pairs, size: int, seed: int, first_epoch: int) -> Iterator[tuple]:
-    """Yield batches for ever; each epoch's order depends on seed and epoch only, so that a resumed run sees the same."""
+    """Yield batches for ever; an epoch's order depends on seed and epoch only, so a resumed run sees the same."""
     epoch = first_epoch
     while True:
         order = np.random.default_rng([seed, epoch]).permutation(len(pairs))
@@ -135,22 +141,34 @@ def shuffled(pairs: Pairs, size: int, seed: int, first_epoch: int) -> Iterator[t
 
 
 def build_optimizer(config: TrainingConfig, steps: int) -> keras.optimizers.Optimizer:
-    """Return the optimiser for `steps` steps in all; docs/choices.md has the measurements behind it."""
+    """Return Adam with warm-up, then a constant rate, for `steps` steps; the weights' moving average is the result."""
     warmup = max(1, int(WARMUP * steps))
-    schedule = keras.optimizers.schedules.CosineDecay(
-        0.0, max(1, steps - warmup), warmup_target=config.learning_rate, warmup_steps=warmup
+    rate = keras.optimizers.schedules.CosineDecay(
+        0.0, max(1, steps), alpha=1.0, warmup_target=config.learning_rate, warmup_steps=warmup
     )
-    return keras.optimizers.Adam(schedule, global_clipnorm=1.0)
+    return keras.optimizers.Adam(rate, global_clipnorm=CLIP, use_ema=True, ema_momentum=AVERAGE)
+
+
+class Averager(keras.callbacks.SwapEMAWeights):
+    """Puts the averaged weights in for validation and checkpoints, and takes up a resumed run in that state."""
+
+    def __init__(self, resumed: bool) -> None:
+        super().__init__(swap_on_epoch=True)
+        self._ema_weights_in_model = resumed
 
 
 class Stopper(keras.callbacks.EarlyStopping):
-    """EarlyStopping that takes up the history of the interrupted run."""
+    """EarlyStopping that takes up the history of the interrupted run.
 
-    def __init__(self, history: list[dict[str, float]], patience: int) -> None:
-        super().__init__(monitor="val_score", mode="max", patience=patience)
+    It never stops in the first half: accuracy falls before the fixers can tell clean from attacked (docs/choices.md).
+    """
+
+    def __init__(self, history: list[Row], config: TrainingConfig) -> None:
+        super().__init__("val_score", mode="max", patience=config.patience, start_from_epoch=config.epochs // 2)
         self.history = history
 
     def on_train_begin(self, logs: Any = None) -> None:
+        """Count the epochs of the interrupted run."""
         super().on_train_begin(logs)
         for epoch, row in enumerate(self.history):
             self.on_epoch_end(epoch, row)
@@ -159,18 +177,21 @@ class Stopper(keras.callbacks.EarlyStopping):
 class Reporter(keras.callbacks.Callback):
     """Tell the listener of every epoch, the resumed ones first."""
 
-    def __init__(self, listener: Listener, history: list[dict[str, float]], epochs: int) -> None:
+    def __init__(self, listener: Listener, history: list[Row], epochs: int) -> None:
         super().__init__()
         self.listener, self.past, self.epochs = listener, history, epochs
 
     def on_train_begin(self, logs: Any = None) -> None:
+        """Repeat the epochs of the interrupted run."""
         for epoch, row in enumerate(self.past):
             self.listener.epoch(epoch_facts(epoch, row), self.epochs)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Count a step."""
         self.listener.advance(1)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Report an epoch."""
         self.listener.epoch(epoch_facts(epoch, logs), self.epochs)
 
 
@@ -206,43 +227,69 @@ def fit_modules(
     done = _epochs_done(folder)
     history = _history(folder)[:done]
     _write_history(folder, history)
-    validate = len(holdout) > 0
-    best = folder / "best.weights.h5"
-    callbacks: list[keras.callbacks.Callback] = [keras.callbacks.CSVLogger(str(folder / "history.csv"), append=True)]
-    if validate:
-        reached = max((row["val_score"] for row in history), default=None)
-        callbacks += [
-            keras.callbacks.ModelCheckpoint(
-                best,
-                "val_score",
-                mode="max",
-                save_best_only=True,
-                save_weights_only=True,
-                initial_value_threshold=reached,
-            ),
-            Stopper(history, config.patience),
-        ]
-    callbacks += [Reporter(listener, history, config.epochs)]
-    callbacks += [keras.callbacks.BackupAndRestore(folder / "latest", double_checkpoint=True, delete_checkpoint=False)]
+    callbacks = _callbacks(folder, history, config, listener, len(holdout) > 0)
     listener.stage("training", steps * config.epochs)
     listener.advance(steps * done)
-    if not _stopped(history, config.patience if validate else None):
-        model.fit(
-            shuffled(train, size, config.seed, done),
-            steps_per_epoch=steps,
-            epochs=config.epochs,
-            validation_data=PairBatches(holdout, size) if validate else None,
-            callbacks=callbacks,
-            shuffle=False,
-            verbose=0,
-        )
+    if not _stopped(model, callbacks):
+        validation = PairBatches(holdout, size) if len(holdout) else None
+        batches = shuffled(train, size, config.seed, done)
+        try:
+            model.fit(
+                batches,
+                steps_per_epoch=steps,
+                epochs=config.epochs,
+                validation_data=validation,
+                callbacks=callbacks,
+                shuffle=False,
+                verbose=0,
+            )
+        finally:
+            _close_log(callbacks)
     history = _history(folder)
+    chosen = len(history) - 1
+    if len(holdout):
+        model.load_weights(folder / BEST)
+        chosen = int(np.argmax([row["val_score"] for row in history]))
+    return tuple(epoch_facts(epoch, row) for epoch, row in enumerate(history)), chosen + 1
+
+
+def _callbacks(
+    folder: Path, history: list[Row], config: TrainingConfig, listener: Listener, validate: bool
+) -> list[keras.callbacks.Callback]:
+    """Return the callbacks in their order: those after the averager save the averaged weights."""
+    found: list[keras.callbacks.Callback] = [
+        keras.callbacks.CSVLogger(str(folder / "history.csv"), append=True),
+        Reporter(listener, history, config.epochs),
+        Averager(resumed=bool(history)),
+    ]
     if validate:
-        model.load_weights(best)
-        chosen = int(np.argmax([row["val_score"] for row in history])) + 1
-    else:
-        chosen = len(history)
-    return tuple(epoch_facts(epoch, row) for epoch, row in enumerate(history)), chosen
+        reached = max((row["val_score"] for row in history), default=None)
+        best: dict[str, Any] = {"save_best_only": True, "save_weights_only": True, "initial_value_threshold": reached}
+        found += [
+            keras.callbacks.ModelCheckpoint(folder / BEST, "val_score", mode="max", **best),
+            Stopper(history, config),
+        ]
+    return [
+        *found,
+        keras.callbacks.BackupAndRestore(folder / "latest", double_checkpoint=True, delete_checkpoint=False),
+    ]
+
+
+def _close_log(callbacks: list[keras.callbacks.Callback]) -> None:
+    """Close the history, which Keras leaves open when a run is cut off."""
+    for callback in callbacks:
+        if isinstance(callback, keras.callbacks.CSVLogger) and hasattr(callback, "csv_file"):
+            callback.csv_file.close()
+
+
+def _stopped(model: keras.Model, callbacks: list[keras.callbacks.Callback]) -> bool:
+    """Tell whether the interrupted run had stopped early already."""
+    for callback in callbacks:
+        if isinstance(callback, Stopper):
+            callback.set_model(model)
+            callback.on_train_begin()
+            return callback.stopped_epoch > 0
+    return False
 
 
 def _epochs_done(folder: Path) -> int:
@@ -250,15 +297,16 @@ def _epochs_done(folder: Path) -> int:
     return int(json.loads(note.read_text())["epoch"]) if note.exists() else 0
 
 
-def _history(folder: Path) -> list[dict[str, float]]:
+def _history(folder: Path) -> list[Row]:
     path = folder / "history.csv"
     if not path.exists():
         return []
     with path.open(newline="") as stream:
-        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(stream)]
+        rows = list(csv.DictReader(stream))
+    return [{name: float(value) for name, value in row.items() if value != "NA"} for row in rows]
 
 
-def _write_history(folder: Path, history: list[dict[str, float]]) -> None:
+def _write_history(folder: Path, history: list[Row]) -> None:
     """Drop the epoch that was logged but not yet in the checkpoint when the run was cut off."""
     path = folder / "history.csv"
     if not history:
@@ -268,11 +316,3 @@ def _write_history(folder: Path, history: list[dict[str, float]]) -> None:
         writer = csv.DictWriter(stream, fieldnames=list(history[0]))
         writer.writeheader()
         writer.writerows(history)
-
-
-def _stopped(history: list[dict[str, float]], patience: int | None) -> bool:
-    """Tell whether the interrupted run had stopped early already."""
-    if patience is None or not history:
-        return False
-    scores = [row["val_score"] for row in history]
-    return len(scores) - 1 - int(np.argmax(scores)) >= patience

@@ -16,6 +16,15 @@ def final_relu(place: Place, config: FixerConfig) -> bool:
     return {"auto": place.non_negative, "always": True, "never": False}[config.final_relu]
 
 
+def trainable_policy(name: str) -> str:
+    """Return the policy that computes as the policy `name` does and keeps its variables in float32 or wider.
+
+    Sums of small steps are lost in half precision, and a quantized layer cannot be trained at all.
+    """
+    compute = keras.dtype_policies.get(name).compute_dtype
+    return f"mixed_{compute}" if compute in ("bfloat16", "float16") else compute
+
+
 def build_fixer(place: Place, config: FixerConfig, *, name: str, seed: int = 0) -> keras.Model:
     """Build `h + delta * up(relu(down(h)))`, the paper's fixer (equation 1, table 7), for the features at `place`.
 
@@ -31,16 +40,16 @@ def build_fixer(place: Place, config: FixerConfig, *, name: str, seed: int = 0) 
     """
     channels = place.channels
     assert channels is not None, "choose_places refuses places without a fixed number of channels"
-    policy = keras.dtype_policies.get(place.dtype_policy)
+    policy = keras.dtype_policies.get(trainable_policy(place.dtype_policy))
     common = {"dtype": policy}
     first_axis = place.channels_axis == 1 and place.rank > 2
     spatial = (None,) * (place.rank - 2)
     features = keras.Input((channels, *spatial) if first_axis else (*spatial, channels), dtype=policy.compute_dtype)
-    down, up = _convolutions(
-        place.rank, channels, config, seed, "channels_first" if first_axis else "channels_last", common
-    )
-    hidden = layers.ReLU(name="down_relu", **common)(down(features))
-    correction = layers.Rescaling(config.delta, name="scale", **common)(up(hidden))
+    data_format = "channels_first" if first_axis else "channels_last"
+    down, up = _convolutions(place.rank, channels, config, seed=seed, data_format=data_format, common=common)
+    with keras.name_scope(name):  # .h5 files tell the weights of two fixers in one nested model apart by it
+        hidden = layers.ReLU(name="down_relu", **common)(down(features))
+        correction = layers.Rescaling(config.delta, name="scale", **common)(up(hidden))
     out = layers.Add(name="add", **common)([features, correction])
     if final_relu(place, config):
         out = layers.ReLU(name="relu", **common)(out)
@@ -48,7 +57,7 @@ def build_fixer(place: Place, config: FixerConfig, *, name: str, seed: int = 0) 
 
 
 def _convolutions(
-    rank: int, channels: int, config: FixerConfig, seed: int, data_format: str, common: dict
+    rank: int, channels: int, config: FixerConfig, *, seed: int, data_format: str, common: dict
 ) -> tuple[layers.Layer, layers.Layer]:
     small = max(1, channels // config.compression)
     kinds = {2: layers.Dense, 3: layers.Conv1D, 4: layers.Conv2D, 5: layers.Conv3D}

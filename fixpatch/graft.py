@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from math import prod
@@ -41,10 +42,10 @@ def graft(model: keras.Model, modules: Modules) -> keras.Model:
 
 
 def _rebuild(
-    model: keras.Model, modules: Modules, prefix: str, rebuilt: dict[int, keras.Model], reached: set[str]
+    model: keras.Model, modules: Modules, prefix: str, rebuilt: dict[str, keras.Model], reached: set[str]
 ) -> Any:
-    if id(model) in rebuilt:  # a nested model that is called twice stays one model
-        return rebuilt[id(model)]
+    if prefix in rebuilt:  # a nested model that is called twice stays one model
+        return rebuilt[prefix]
     graph = as_functional(model)
 
     def keep_or_enter(layer: Any) -> Any:
@@ -59,20 +60,20 @@ def _rebuild(
         reached.add(path)
         return modules[path](out)
 
-    rebuilt[id(model)] = keras.models.clone_model(
+    rebuilt[prefix] = keras.models.clone_model(
         graph, input_tensors=graph.input, clone_function=keep_or_enter, call_function=call
     )
-    return rebuilt[id(model)]
+    return rebuilt[prefix]
 
 
 def build_modules(
     model: keras.Model, places: tuple[Place, ...], config: FixerConfig, seed: int = 0
 ) -> dict[str, keras.Model]:
-    """Build one fresh module per place, named after its layer (`fixer_res_block_1`) and unlike any layer of `model`."""
+    """Build one fresh module per place, named after its path (`fixer_res_block_1`) and unlike any layer of `model`."""
     taken = {layer.name for layer in model._flatten_layers()}
     modules = {}
     for index, place in enumerate(places):
-        name = f"{config.module}_{place.path.rsplit('/', 1)[-1]}"
+        name = f"{config.module}_{place.path.replace('/', '_')}"
         while name in taken:
             name += "_next"
         taken.add(name)
@@ -120,7 +121,8 @@ def survey(base: Base, config: FixerConfig | None = None) -> ModelFacts:
         input_range=base.input_range,
         input_range_source=base.range_source,
         data_format="channels_first" if base.channels_first else "channels_last",
-        dtype_policy=base.model.dtype_policy.name,
+        # Not the model's own, which is lost in its file.
+        dtype_policy=Counter(place.dtype_policy for place in base.layers).most_common(1)[0][0],
         head=base.head,
         parameters=base.parameters,
         fingerprint=base.fingerprint,

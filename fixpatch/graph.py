@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import keras
+import numpy as np
 
 # Outputs that cannot be below zero, whatever comes in.
 RECTIFIERS = frozenset({"relu", "relu6", "sigmoid", "hard_sigmoid", "softplus", "softmax", "exponential"})
 RECTIFYING_OPS = frozenset(
     {"Relu", "Relu6", "Sigmoid", "HardSigmoid", "Softplus", "Softmax", "Exp", "Absolute", "Square"}
 )
+# Layers that apply their activation last; recurrent and attention layers apply it inside.
+ACTIVATION_LAST = re.compile(r"Activation|Dense|EinsumDense|(Depthwise|Separable)?Conv[123]D(Transpose)?")
 # Outputs that are at least zero where every input is.
 KEEPERS = frozenset(
     [
@@ -37,7 +41,6 @@ KEEPERS = frozenset(
         "AlphaDropout",
         "Mean",
         "Max",
-        "Min",
         "Sum",
         "Squeeze",
         "ExpandDims",
@@ -118,18 +121,45 @@ def activation_name(operation: Any) -> str:
 
 def rectifies(operation: Any) -> bool:
     """Tell whether the operation's output is at least zero for every input."""
-    if isinstance(operation, keras.layers.ReLU):
+    kind = class_name(operation)
+    if kind == "ReLU":
         return not operation.negative_slope and not operation.threshold
-    if isinstance(operation, keras.layers.Softmax) or class_name(operation) in RECTIFYING_OPS:
+    if kind in RECTIFYING_OPS:
         return True
-    # Recurrent and attention layers apply their activation inside, not last.
-    last = isinstance(operation, (keras.layers.Activation, keras.layers.Dense, keras.layers.EinsumDense))
-    return (last or "Conv" in class_name(operation)) and activation_name(operation) in RECTIFIERS
+    return bool(ACTIVATION_LAST.fullmatch(kind)) and activation_name(operation) in RECTIFIERS
 
 
-def _keeps(operation: Any) -> bool:
-    linear = isinstance(operation, keras.layers.Activation) and activation_name(operation) == "linear"
-    return linear or class_name(operation) in KEEPERS
+def producer(tensor: keras.KerasTensor) -> tuple[Any, Any]:
+    """Return the operation that made `tensor`, and the node of the call."""
+    operation, node_index, _ = tensor._keras_history
+    return operation, operation._inbound_nodes[node_index]
+
+
+def constants(node: Any) -> list[Any]:
+    """Return what the operation was called with beside tensors of the graph, such as the 2 in `h * 2`."""
+    values = keras.tree.flatten((node.arguments.args, node.arguments.kwargs))
+    return [value for value in values if value is not None and not isinstance(value, keras.KerasTensor)]
+
+
+def as_numbers(value: Any) -> np.ndarray | None:
+    """Return a constant of the graph as a float64 array, or None where it is no number."""
+    if isinstance(value, (bool, str)):
+        return None
+    try:
+        return np.asarray(keras.ops.convert_to_numpy(value), np.float64)
+    except (TypeError, ValueError):
+        return None
+
+
+def _keeps(node: Any) -> bool:
+    """Tell whether the call's output is at least zero where every input is."""
+    operation, kind = node.operation, class_name(node.operation)
+    if kind == "Activation":
+        return activation_name(operation) == "linear"
+    if getattr(operation, "interpolation", "nearest") not in ("nearest", "bilinear"):
+        return False  # bicubic and Lanczos overshoot
+    fixed = [as_numbers(value) for value in constants(node)]
+    return kind in KEEPERS and all(bool((value >= 0).all()) for value in fixed if value is not None)
 
 
 def calls(model: keras.Model, prefix: str = "", given: Sequence[tuple[bool, str]] = ()) -> list[Call]:
@@ -162,16 +192,11 @@ def _node_calls(node: Any, prefix: str, known: dict[int, tuple[bool, str]], defa
     if is_graph(operation):
         inside = calls(operation, path + "/", facts)
         last = {id(tensor): call for call in inside for tensor in call.outputs}
-        end = [last.get(id(tensor)) for tensor in as_functional_outputs(operation)]
+        end = [last.get(id(tensor)) for tensor in operation.outputs]
         non_negative = all(call is not None and call.non_negative for call in end)
         data_format = end[0].data_format if end and end[0] else data_format
     else:
-        non_negative = rectifies(operation) or (_keeps(operation) and bool(facts) and all(fact[0] for fact in facts))
+        non_negative = rectifies(operation) or (bool(facts) and all(fact[0] for fact in facts) and _keeps(node))
     outputs = tuple(node.outputs)
     known.update({id(tensor): (non_negative, data_format) for tensor in outputs})
     return [*inside, Call(path, operation, inputs, outputs, non_negative, data_format)]
-
-
-def as_functional_outputs(model: keras.Model) -> list[keras.KerasTensor]:
-    """Return the symbolic outputs of a nested model."""
-    return list(model.outputs)

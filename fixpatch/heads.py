@@ -12,7 +12,7 @@ import keras
 import numpy as np
 
 from fixpatch.errors import ModelError
-from fixpatch.graph import activation_name, as_functional, class_name, is_graph
+from fixpatch.graph import activation_name, as_functional, class_name, is_graph, producer
 
 # Operations that move or copy scores without changing them at inference.
 PASSING = frozenset({"Reshape", "Flatten", "Identity", "Cast", "Squeeze", "Dropout"})
@@ -25,10 +25,17 @@ def logits_view(model: keras.Model) -> tuple[keras.Model, str]:
     unknown make whose outputs sum to one: the logits are their logarithm).
 
     Raises:
-        ModelError: Several sigmoid units (multi-label), or fewer than two classes.
+        ModelError: Several sigmoid units (multi-label), fewer than two classes, or scores per pixel.
     """
     graph = as_functional(model)
+    if graph.input is not graph.inputs[0] or graph.output is not graph.outputs[0]:
+        graph = keras.Model(graph.inputs[0], graph.outputs[0], name=model.name)  # out of its dictionary
     tensor, kind = raw_scores(graph)
+    if sum(size != 1 for size in tensor.shape[1:]) > 1:
+        raise ModelError(
+            f"The model's output has shape {tuple(tensor.shape[1:])}; expected one score per class.",
+            "fixpatch patches classifiers with one label per image, not models that label every pixel.",
+        )
     if len(tensor.shape) != 2:
         tensor = keras.layers.Flatten(name="fixpatch_scores")(tensor)
     units = tensor.shape[-1]
@@ -59,7 +66,7 @@ def head_path(model: keras.Model) -> set[int]:
     graph = as_functional(model)
     ids, tensor = set(), graph.outputs[0]
     while True:
-        operation, node = _producer(tensor)
+        operation, node = producer(tensor)
         ids.add(id(operation))
         if is_graph(operation):
             return ids | head_path(operation)
@@ -76,7 +83,7 @@ def raw_scores(graph: keras.Model) -> tuple[keras.KerasTensor, str]:
     """
     tensor = graph.outputs[0]
     while True:
-        operation, node = _producer(tensor)
+        operation, node = producer(tensor)
         if _passes(operation):
             tensor = node.input_tensors[0]
             continue
@@ -87,13 +94,7 @@ def raw_scores(graph: keras.Model) -> tuple[keras.KerasTensor, str]:
             return _nested_scores(operation, node, tensor)
         if activation_name(operation) in ("softmax", "sigmoid"):
             return _without_activation(operation)(node.input_tensors[0]), activation_name(operation)
-        linear = activation_name(operation) == "linear" or "Pooling" in class_name(operation)
-        return tensor, "logits" if linear else "unknown"
-
-
-def _producer(tensor: keras.KerasTensor) -> tuple[Any, Any]:
-    operation, node_index, _ = tensor._keras_history
-    return operation, operation._inbound_nodes[node_index]
+        return tensor, "logits" if activation_name(operation) == "linear" else "unknown"
 
 
 def _passes(operation: Any) -> bool:
@@ -114,7 +115,7 @@ def _nested_scores(nested: keras.Model, node: Any, output: keras.KerasTensor) ->
     scores, kind = raw_scores(inner)
     if scores is inner.outputs[0]:
         return output, kind
-    view = keras.Model(inner.inputs, scores, name=f"{nested.name}_scores")
+    view = keras.Model(inner.inputs, scores, name=nested.name)  # the name is part of its layers' paths
     return view(node.input_tensors[0] if len(node.input_tensors) == 1 else node.input_tensors), kind
 
 

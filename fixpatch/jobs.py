@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from fixpatch.config import AttackConfig, Recipe, attack_named
+from fixpatch.config import ATTACKERS, PAPER_ATTACKS, AttackConfig, Recipe, attack_named
 from fixpatch.data import ImageSet
-from fixpatch.errors import DataError
+from fixpatch.errors import DataError, FixpatchError, SettingError
 from fixpatch.evaluate import evaluate
 from fixpatch.files import require_free
 from fixpatch.graft import survey
+from fixpatch.holdout import stratify
 from fixpatch.models import Base, load, save_model
 from fixpatch.patches import Patch, apply_patches, load_patch, require_base
+from fixpatch.places import choose_places
 from fixpatch.results import Evaluation, Listener, ModelFacts
-from fixpatch.runs import RunNote, read_note, write_note
+from fixpatch.runs import RunNote, note_path, read_note, write_note
 from fixpatch.train import read_images, train_recipe, versions
+from fixpatch.vetting import MODEL_SUFFIXES
 
 PATCH = Path("patch.h5")
 Range = tuple[float, float] | None
@@ -65,21 +69,48 @@ def train_files(
     Pairs and checkpoints lie in `<out>.state` until the patch is written.
     """
     listener = listener or Listener()
-    for path in (out, patched_model):
-        if path is not None:
-            require_free(path, force)
+    _require_places(model, [out] if patched_model is None else [out, patched_model], force)
+    if patched_model is not None and patched_model.suffix not in MODEL_SUFFIXES:
+        raise SettingError(f"'{patched_model}' ends in none of {', '.join(MODEL_SUFFIXES)}.", "Rename it.")
+    require_free(note_path(out), force=True)
     if images.path is None:
         raise DataError("No images are named.", "Pass --data with a folder of class folders or an npz file.")
     base = load(model, input_range=input_range)
+    choose_places(base.model, recipe.splits, base.name)
     loaded = _load(base, images, recipe.training.seed, images.classes)
-    state = out.with_name(out.name + ".state")
-    patch = train_recipe(base, loaded, recipe, state, keep_hashes=keep_hashes, resume=resume, listener=listener)
-    patch.save(out, force)
-    write_note(out, _note(patch, model, images, loaded, recipe))
-    if patched_model is not None:
-        save_model(patch.apply(base), patched_model, force)
-    shutil.rmtree(state, ignore_errors=True)
+    with _state_beside(out) as state:
+        patch = train_recipe(base, loaded, recipe, state, keep_hashes=keep_hashes, resume=resume, listener=listener)
+        patch.save(out, force)
+        write_note(out, _note(patch, model, images, loaded, recipe))
+        if patched_model is not None:
+            save_model(patch.apply(base), patched_model, force)
     return patch
+
+
+def _require_places(model: Path, outputs: Sequence[Path], force: bool) -> None:
+    """Check that every output can be written, and that none is the model or another output."""
+    for number, path in enumerate(outputs):
+        for other in (model, *outputs[:number]):
+            if path.resolve() == other.resolve():
+                raise SettingError(f"'{path}' cannot be written: it is '{other}' too.", "Name another file with --out.")
+        require_free(path, force)
+
+
+@contextmanager
+def _state_beside(out: Path) -> Iterator[Path]:
+    """Yield the folder of an unfinished run; it goes when the block ends well, or fails before a pair is finished."""
+    state = out.with_name(out.name + ".state")
+    try:
+        yield state
+    except (FixpatchError, OSError) as error:
+        kept = any(state.glob("pairs/*.npy"))
+        if not kept:
+            shutil.rmtree(state, ignore_errors=True)
+        if isinstance(error, FixpatchError):
+            raise
+        hint = f"What is finished stays in '{state}'; mend this and go on with --resume." if kept else ""
+        raise FixpatchError(f"Cannot keep the run in '{state}': {error.strerror or error}.", hint) from error
+    shutil.rmtree(state, ignore_errors=True)
 
 
 def _note(patch: Patch, model: Path, images: Images, loaded: ImageSet, recipe: Recipe) -> RunNote:
@@ -106,7 +137,7 @@ def apply_files(
     force: bool = False,
 ) -> Base:
     """Write the patched model to `out` and return the base."""
-    require_free(out, force)
+    _require_places(model, [out], force)
     loaded = [load_patch(path) for path in patches]
     base = load(model)
     save_model(apply_patches(base, loaded, delta=delta, only=only), out, force)
@@ -134,6 +165,12 @@ def evaluate_files(
         budget: What the caller set of an attack's fields; the patch's own eps comes next, then the paper's.
     """
     listener = listener or Listener()
+    if not attacks or not attackers:
+        raise SettingError(
+            "No attack or no attacker is named.", f"Known: {', '.join(PAPER_ATTACKS)}; {', '.join(ATTACKERS)}."
+        )
+    for name in attacks:
+        _attack(name, budget or {}, None)
     base = load(model, input_range=input_range)
     path, found = _find_patch(base, patch, listener) if use_patch else (None, None)
     loaded, source = _find_images(base, images, path, found, seed)
@@ -174,9 +211,10 @@ def _find_images(base: Base, images: Images, path: Path | None, patch: Patch | N
     if not note.held_out:
         raise DataError("The patch was trained on all of its images; none were held out.", "Pass --data with others.")
     loaded = _load(base, Images(Path(note.data), names, note.skip_unreadable), seed, names)
-    if loaded.digest() != note.data_digest:
+    if loaded.digest() != note.data_digest or not set(note.held_out) <= set(range(len(loaded))):
         raise DataError(f"The images in '{note.data}' have changed since the patch was trained.", "Pass --data.")
-    return loaded.take(note.held_out), "holdout"
+    held_out = loaded.take(note.held_out)
+    return held_out.take(stratify(held_out.y, images.limit, seed)), "holdout"
 
 
 def _load(base: Base, images: Images, seed: int, classes: Sequence[str] | None) -> ImageSet:

@@ -17,12 +17,17 @@ import numpy as np
 from fixpatch import vetting
 from fixpatch.errors import ModelError, SettingError
 from fixpatch.files import written_whole
-from fixpatch.graph import Call, activation_name, calls, class_name, is_graph
+from fixpatch.graph import Call, activation_name, as_numbers, calls, class_name, constants, is_graph, producer
 from fixpatch.heads import logits_view
 from fixpatch.places import Place, list_places
 from fixpatch.ranges import detect_range
 
 SUFFIXES = {"keras": ".keras", "h5": ".h5"}
+# What changes a layer's function though its weights stay, in the fingerprint.
+SHAPING = (
+    *("strides", "padding", "pool_size", "dilation_rate", "groups", "axis", "epsilon", "size", "interpolation"),
+    *("negative_slope", "max_value", "threshold", "scale", "offset", "cropping", "dims", "target_shape"),
+)
 
 
 @dataclass(frozen=True)
@@ -96,7 +101,7 @@ def load(path: str | Path, *, input_range: tuple[float, float] | None = None) ->
     """Load a classifier from a `.keras`, `.h5` or `.hdf5` file, without compiling it.
 
     Args:
-        input_range: Lowest and highest input value; None reads it from the graph's own preprocessing, else assumes 0..1.
+        input_range: Lowest and highest input value; None reads it from the graph's own preprocessing, else takes 0..1.
 
     Raises:
         ModelError: No such file, not a Keras model, or not an image classifier with one input and one output.
@@ -127,6 +132,7 @@ def save_model(model: keras.Model, path: Path, force: bool = False) -> None:
 
     Raises:
         SettingError: Another suffix, or `path` exists and `force` is not set.
+        ModelError: The format cannot hold this model.
     """
     if path.suffix not in (".keras", ".h5", ".hdf5"):
         raise SettingError(
@@ -134,7 +140,24 @@ def save_model(model: keras.Model, path: Path, force: bool = False) -> None:
         )
     with written_whole(path, force) as beside, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*HDF5 file.*legacy.*")
+        if path.suffix == ".keras":
+            model.save(beside)
+        else:
+            _save_hdf5(model, beside, path)
+
+
+def _save_hdf5(model: keras.Model, beside: Path, path: Path) -> None:
+    """Write HDF5 and read it back: Keras writes plain operations and some layers in a form that it cannot read."""
+    try:
         model.save(beside)
+        keras.models.load_model(beside, compile=False, safe_mode=True)
+    except OSError:
+        raise
+    except Exception as error:  # of every kind, as in `_load_file`
+        raise ModelError(
+            f"HDF5 cannot hold this model, so '{path}' is not written: {_brief(error)}",
+            f"Name it '{path.with_suffix('.keras').name}' instead.",
+        ) from error
 
 
 def _load_file(path: Path, kind: str) -> keras.Model:
@@ -147,9 +170,14 @@ def _load_file(path: Path, kind: str) -> keras.Model:
         try:
             return keras.models.load_model(readable, compile=False, safe_mode=True)
         except Exception as error:  # Keras raises every kind for a file that it cannot rebuild
-            reason = str(error).strip().split("\n")[0][:300]
-            hint = "Is it complete? Models with the author's own layer classes or with Lambda layers cannot be loaded."
-            raise ModelError(f"Keras cannot load '{path}': {reason}", hint) from error
+            hint = (
+                "Is it complete? The author's own layers, Lambda layers and plain operations in HDF5 cannot be loaded."
+            )
+            raise ModelError(f"Keras cannot load '{path}': {_brief(error)}", hint) from error
+
+
+def _brief(error: Exception) -> str:
+    return str(error).strip().split("\n")[0][:300]
 
 
 def _require_classifier(model: Any, name: str) -> None:
@@ -160,7 +188,8 @@ def _require_classifier(model: Any, name: str) -> None:
         )
     if len(model.inputs) != 1 or len(model.outputs) != 1:
         raise ModelError(
-            f"'{name}' has {len(model.inputs)} inputs and {len(model.outputs)} outputs; expected one image in, one label out.",
+            f"'{name}' has {len(model.inputs)} inputs and {len(model.outputs)} outputs; "
+            "expected one image in, one label out.",
             "Cut out the classifier with keras.Model(inputs, outputs) and save that.",
         )
     shape = model.inputs[0].shape
@@ -195,9 +224,16 @@ def _wiring(found: list[Call]) -> list[str]:
                 call.path if isinstance(call.operation, keras.layers.Layer) else "",
                 class_name(call.operation) or type(call.operation).__name__,
                 ",".join(str(number.get(id(tensor), -1)) for tensor in call.inputs),
-                *(str(getattr(call.operation, name, "")) for name in ("strides", "padding", "pool_size")),
+                *(_plain(getattr(call.operation, name, None)) for name in SHAPING),
                 activation_name(call.operation),
+                *(_plain(value) for value in constants(producer(call.outputs[0])[1])),
             )
         )
         for call in found
     ]
+
+
+def _plain(value: Any) -> str:
+    """Write a setting so that it reads the same after Keras has stored it: a tuple comes back as a list."""
+    numbers = None if value is None else as_numbers(value)
+    return str(value if numbers is None else numbers.tolist())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import keras
@@ -12,7 +12,7 @@ import numpy as np
 from fixpatch import patchfile
 from fixpatch.errors import PatchError, SettingError, did_you_mean
 from fixpatch.graft import build_modules, graft, split_facts
-from fixpatch.manifest import Manifest
+from fixpatch.manifest import Manifest, SplitFacts
 from fixpatch.models import Base
 from fixpatch.patchfile import PatchContent
 from fixpatch.places import choose_places
@@ -118,11 +118,7 @@ def _filled_modules(base: Base, content: PatchContent, delta: float | None) -> d
     for place in choose_places(base.model, list(recorded), base.name):
         split = recorded[place.path]
         own = replace(config, final_relu="always" if split.final_relu else "never")
-        if split_facts(place, own) != split:
-            raise PatchError(
-                f"The features after '{split.path}' in {base.name} are {place.shape}; the patch was made for {split.shape}.",
-                "Apply it to the base that it was trained on.",
-            )
+        _require_same(split_facts(place, own), split, base.name)
         modules |= build_modules(base.model, (place,), own)
         for layer in modules[place.path].layers:
             for variable in layer.variables:
@@ -130,9 +126,22 @@ def _filled_modules(base: Base, content: PatchContent, delta: float | None) -> d
     return modules
 
 
+def _require_same(found: SplitFacts, recorded: SplitFacts, name: str) -> None:
+    """Check that the features are those that the fixer was trained on."""
+    recorded = replace(recorded, channels_axis=recorded.channels_axis % recorded.rank)
+    for field in fields(SplitFacts):
+        here, there = getattr(found, field.name), getattr(recorded, field.name)
+        if here != there:
+            raise PatchError(
+                f"The features after '{recorded.path}' in {name} have {field.name.replace('_', ' ')} {here}; "
+                f"the patch was made for {there}.",
+                "Apply it to the base that it was trained on.",
+            )
+
+
 def _require_clear(patches: Sequence[Patch], only: Sequence[str] | None) -> None:
     splits = [split.path for patch in patches for split in patch.manifest.splits]
-    twice = sorted({path for path in splits if splits.count(path) > 1})
+    twice = sorted({path for path in splits if splits.count(path) > 1 and (only is None or path in only)})
     if twice:
         raise PatchError(
             f"Two patches have a fixer after '{twice[0]}'.", "Apply one of them, or leave that split out with --only."

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import keras
 
 from fixpatch.errors import ModelError, did_you_mean
-from fixpatch.graph import Call, calls, class_name
+from fixpatch.graph import Call, calls, class_name, is_graph, producer
 from fixpatch.heads import head_path
 
 
@@ -61,21 +61,36 @@ def list_places(model: keras.Model) -> tuple[Place, ...]:
 
 
 def _place(path: str, found: list[Call], head: set[int]) -> Place:
-    layer, outputs = found[0].operation, found[0].outputs
-    shape = tuple(outputs[0].shape[1:])
-    if len(found) > 1 or any(call.outputs[0].shape[1:] != shape for call in found):
-        sizes = zip(*(call.outputs[0].shape[1:] for call in found), strict=True)
-        shape = tuple(size[0] if len(set(size)) == 1 else None for size in sizes)
+    layer, output = found[0].operation, found[0].outputs[0]
+    shapes = {tuple(call.outputs[0].shape[1:]) for call in found}
+    ranks = {len(shape) for shape in shapes}
+    shape = tuple(output.shape[1:])
+    if len(ranks) == 1:
+        shape = tuple(sizes[0] if len(set(sizes)) == 1 else None for sizes in zip(*shapes, strict=True))
     place = Place(
         path,
         class_name(layer) or type(layer).__name__,
         shape,
         all(call.non_negative for call in found),
         found[0].data_format,
-        layer.dtype_policy.name,
+        _policy(output),
         "",
     )
-    return Place(**{**place.__dict__, "reason": _why_not(place, found[0], head)})
+    several = f"is called on features of ranks {' and '.join(str(rank + 1) for rank in sorted(ranks))}"
+    return replace(place, reason=_why_not(place, found[0], head) or (several if len(ranks) > 1 else ""))
+
+
+def _policy(tensor: keras.KerasTensor) -> str:
+    """Return the name of the dtype policy under which `tensor` is made.
+
+    A nested model's own policy is lost in its file, and plain operations have none.
+    """
+    operation, node = producer(tensor)
+    if is_graph(operation):
+        return _policy(operation.outputs[0])
+    if isinstance(operation, keras.layers.Layer):
+        return operation.dtype_policy.name
+    return _policy(node.input_tensors[0])
 
 
 def _why_not(place: Place, call: Call, head: set[int]) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from fixpatch.graph import Call, class_name
+from fixpatch.graph import Call, as_numbers, class_name, constants
 
 CANDIDATES: tuple[tuple[float, float], ...] = ((0.0, 1.0), (0.0, 255.0), (-1.0, 1.0))
 
@@ -21,7 +21,7 @@ def detect_range(calls: list[Call]) -> tuple[float, float] | None:
     scale = _scale_before_features(calls)
     if scale is None:
         return None
-    return (0.0, 255.0) if float(np.mean(np.abs(scale))) < 1 / 16 else (0.0, 1.0)
+    return (0.0, 255.0) if float(np.median(np.abs(scale))) < 1 / 16 else (0.0, 1.0)
 
 
 def _scale_before_features(calls: list[Call]) -> np.ndarray | None:
@@ -61,8 +61,6 @@ def _factor(call: Call) -> np.ndarray | None:
 def _constant(call: Call) -> np.ndarray | None:
     """Return the constant that the operation was called with, beside its one symbolic input."""
     node = next(node for node in call.operation._inbound_nodes if node.outputs[0] is call.outputs[0])
-    fixed = [value for value in node.arguments.args if not isinstance(value, keras.KerasTensor)]
-    if len(fixed) != 1 or not isinstance(fixed[0], (int, float, list, tuple, np.ndarray)):
-        return None
-    value = np.asarray(fixed[0], np.float64)
-    return value if value.size and np.all(value != 0) else None
+    fixed = constants(node)
+    value = as_numbers(np.asarray(fixed) if len(fixed) > 1 else fixed[0]) if fixed else None
+    return value if value is not None and value.size and np.all(value != 0) else None

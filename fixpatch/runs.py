@@ -54,12 +54,14 @@ def read_note(patch: Path) -> RunNote | None:
     path = note_path(patch)
     if not path.exists():
         return None
+    from pydantic import TypeAdapter, ValidationError
+
     try:
-        fields = json.loads(path.read_text())
-        if fields.pop("schema") != SCHEMA:
+        fields = dict(json.loads(path.read_text()))
+        if fields.pop("schema", None) != SCHEMA:
             raise ValueError("another schema")
-        return RunNote(**{**fields, "held_out": tuple(int(i) for i in fields["held_out"])})
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f"'{path}' is no note of a training run ({error}).", "Pass --data with labelled images."
-        ) from None
+        return TypeAdapter(RunNote).validate_python(fields, extra="forbid")
+    except (ValueError, TypeError, OSError) as error:
+        fault = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
+        hint = "Pass --data with labelled images."
+        raise DataError(f"'{path}' is no note of a training run ({fault}).", hint) from None

@@ -11,6 +11,7 @@ from typing import Any
 from fixpatch.errors import SettingError, did_you_mean
 
 FILE = Path("fixpatch.toml")
+REPEATABLE = ("attacker",)
 Number = float | str
 Names = str | list[str]
 
@@ -85,13 +86,10 @@ def read_settings(path: Path, options: Mapping[str, set[str]]) -> dict[str, dict
 
 
 def _validated(content: dict[str, Any], path: Path) -> ProjectFile:
-    from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
+    from pydantic import TypeAdapter, ValidationError
 
-    strict = ConfigDict(extra="forbid", strict=True)
-    for kind in (Settings, ProjectFile):
-        with_config(strict)(kind)
     try:
-        return TypeAdapter(ProjectFile).validate_python(content)
+        return TypeAdapter(ProjectFile).validate_python(content, extra="forbid")
     except ValidationError as error:
         faults = [_fault(fault) for fault in error.errors()]
         raise SettingError(f"'{path}' has settings that cannot work: {'; '.join(faults)}.") from None
@@ -112,7 +110,7 @@ def _defaults(whole: ProjectFile, command: str, known: set[str], path: Path) -> 
     if foreign:
         raise SettingError(f"'{path}' sets '{foreign[0]}' in [{command}]; `fixpatch {command}` has no such option.")
     merged = {**{name: value for name, value in shared.items() if name in known}, **table}
-    return {name: _as_text(value) for name, value in merged.items()}
+    return {name: [_as_text(value)] if name in REPEATABLE else _as_text(value) for name, value in merged.items()}
 
 
 def _given(settings: Settings) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from fixpatch.patches import Patch, read_weights
 from fixpatch.patchfile import PatchContent
 from fixpatch.places import choose_places
 from fixpatch.ranges import CANDIDATES
-from fixpatch.results import EpochFacts, Listener, Rate, TrainingFacts
+from fixpatch.results import Listener, Rate, TrainingFacts
 
 PACKAGES = ("fixpatch", "keras", "tensorflow", "adversarial-robustness-toolbox", "albumentations", "numpy")
 
@@ -152,7 +152,7 @@ def _train(
         parameters=trainable + base.parameters,
         history=history,
         seconds=seconds,
-        warnings=_warnings(figures, history),
+        warnings=_warnings(figures),
     )
     content = _content(
         base, images, recipe, modules, len(keep), figures, images.hashes()[keep] if keep_hashes else None
@@ -190,15 +190,13 @@ def _figures(base: Base, modules: dict[str, keras.Model], pairs: Pairs, measured
     return Figures(measured_on=measured_on, best_epoch=best, **rates)
 
 
-def _warnings(figures: Figures, history: Sequence[EpochFacts]) -> tuple[str, ...]:
+def _warnings(figures: Figures) -> tuple[str, ...]:
     found = []
     if (figures.base_robust.value or 0) > 0.2:
         found.append(
             f"the attack leaves the base {100 * (figures.base_robust.value or 0):.0f} %: it is weak here, "
             "and pairs from it teach little (larger --eps, more --steps)"
         )
-    if history and history[-1].distill > max(history[0].distill, 1e-6):
-        found.append("the features moved away from their target: try a smaller --learning-rate")
     return tuple(found)
 
 

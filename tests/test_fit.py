@@ -1,0 +1,129 @@
+"""Fitting: equation 3 on pairs, resumable to the same weights, the base untouched."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from conftest import SPLITS
+from fixpatch.classifier import KerasClassifier
+from fixpatch.config import FixerConfig, TrainingConfig, attack_named
+from fixpatch.craft import Pairs, craft_pairs
+from fixpatch.fit import PairBatches, PairModel, fit_modules, shuffled, with_features
+from fixpatch.graft import build_modules, frozen
+from fixpatch.models import Base
+from fixpatch.patches import read_weights
+from fixpatch.places import choose_places
+from fixpatch.results import Listener
+
+CONFIG = TrainingConfig(epochs=4, batch_size=16, patience=2)
+
+
+@pytest.fixture(scope="module")
+def pairs(model_file: Path, small: object) -> tuple[Pairs, Pairs]:
+    import fixpatch
+
+    base = fixpatch.load(model_file)
+    classifier = KerasClassifier(base.logits)
+    attack = attack_named("fgsm", eps="40/255")
+    made = [craft_pairs(classifier, attack, small.take(rows), fingerprint="f") for rows in (range(40), range(40, 60))]
+    return made[0], made[1]
+
+
+class Interrupt(Listener):
+    """Stops the process' work in the middle of an epoch, as Ctrl-C does."""
+
+    def __init__(self, steps: int) -> None:
+        self.left = steps
+
+    def advance(self, steps: int) -> None:
+        self.left -= steps
+        if self.left < 0:
+            raise KeyboardInterrupt
+
+
+def fitted(base: Base, pairs: tuple, config: TrainingConfig, folder: Path, listener: Listener | None = None) -> tuple:
+    keras.utils.set_random_seed(0)
+    modules = build_modules(base.model, choose_places(base.model, SPLITS, "base"), FixerConfig())
+    folder.mkdir(exist_ok=True)
+    with frozen(base.model), frozen(base.logits):
+        history, chosen = fit_modules(base, modules, *pairs, config, folder, listener or Listener())
+    return read_weights(modules), history, chosen
+
+
+def same(one: dict, other: dict) -> bool:
+    return all(np.array_equal(one[path][name], other[path][name]) for path in one for name in one[path])
+
+
+@pytest.mark.parametrize("holdout", [True, False])
+@pytest.mark.parametrize("steps", [2, 4, 7])
+def test_interrupted_anywhere_ends_in_the_same_weights(
+    base: Base, pairs: tuple, tmp_path: Path, steps: int, holdout: bool
+) -> None:
+    used = pairs if holdout else (pairs[0], Pairs((), np.zeros(0, int)))
+    whole, history, chosen = fitted(base, used, CONFIG, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        fitted(base, used, CONFIG, tmp_path / "cut", Interrupt(steps))
+    resumed, again, chosen_again = fitted(base, used, CONFIG, tmp_path / "cut")
+    assert same(whole, resumed)
+    assert (history, chosen) == (again, chosen_again)
+    finished, _, _ = fitted(base, used, CONFIG, tmp_path / "cut")
+    assert same(whole, finished), "a run that was cut off after its last epoch gives the same too"
+
+
+def test_base_is_bit_identical_and_fixers_moved(base: Base, pairs: tuple, tmp_path: Path) -> None:
+    before = [np.array(weight) for weight in base.model.get_weights()]
+    flags = [layer.trainable for layer in base.model.layers]
+    weights, _, _ = fitted(base, pairs, CONFIG, tmp_path / "fit")
+    assert all(np.array_equal(one, other) for one, other in zip(before, base.model.get_weights(), strict=True))
+    assert flags == [layer.trainable for layer in base.model.layers]
+    assert all(np.abs(weights[path]["up/kernel"]).max() > 0 for path in SPLITS)
+
+
+def test_first_loss_is_equation_3_by_hand(base: Base, pairs: tuple) -> None:
+    """A fresh fixer changes nothing: the distillation is the base's own drift, the focal terms are the base's."""
+    modules = build_modules(base.model, choose_places(base.model, SPLITS, "base"), FixerConfig())
+    model = PairModel(base, modules, TrainingConfig(distill_weight=2.0))
+    clean, adversarial, y = pairs[0].take(np.arange(8))
+    out = model((clean, adversarial))
+    value = float(model.compute_loss(y=keras.ops.convert_to_tensor(y), y_pred=out))
+
+    def focal(x: np.ndarray) -> np.ndarray:
+        z = base.model.predict(x, verbose=0).astype(np.float64)
+        p = (np.exp(z - z.max(1, keepdims=True)) / np.exp(z - z.max(1, keepdims=True)).sum(1, keepdims=True))[range(8), y]
+        return -((1 - p) ** 2) * np.log(p)
+
+    _, features = with_features(base.logits, dict.fromkeys(SPLITS, lambda h: h))
+    natural = [np.array(h, np.float64).reshape(8, -1) for h in features(clean)[1]]
+    attacked = [np.array(h, np.float64).reshape(8, -1) for h in features(adversarial)[1]]
+    drift = sum(
+        np.linalg.norm(a - n, axis=1) / np.linalg.norm(n, axis=1) for a, n in zip(attacked, natural, strict=True)
+    )
+    floor = 2 * 1e-3  # the constant under each of the two roots on clean images
+    by_hand = (focal(clean) + focal(adversarial) + 2.0 * (drift + floor)).mean()
+    assert value == pytest.approx(by_hand, rel=1e-4)
+
+
+def test_same_input_target_starts_at_zero_drift(base: Base, pairs: tuple) -> None:
+    modules = build_modules(base.model, choose_places(base.model, SPLITS, "base"), FixerConfig())
+    model = PairModel(base, modules, TrainingConfig(distill_target="same-input"))
+    out = model(pairs[0].take(np.arange(4))[:2])
+    assert np.allclose(out["distill"], 2e-3), "two splits, each the root of the constant"
+
+
+def test_each_epoch_has_its_own_order_and_every_pair_once(pairs: tuple) -> None:
+    stream, steps = shuffled(pairs[0], 16, seed=0, first_epoch=0), 3
+    first = [next(stream)[1] for _ in range(steps)]
+    second = [next(stream)[1] for _ in range(steps)]
+    later = shuffled(pairs[0], 16, seed=0, first_epoch=1)
+    assert np.array_equal(np.concatenate(second), np.concatenate([next(later)[1] for _ in range(steps)]))
+    assert not np.array_equal(np.concatenate(first), np.concatenate(second))
+    assert sorted(np.concatenate(first)) == sorted(pairs[0].y)
+
+
+def test_validation_batches_cover_all_pairs(pairs: tuple) -> None:
+    batches = PairBatches(pairs[1], 8)
+    assert np.array_equal(np.concatenate([batches[i][1] for i in range(len(batches))]), pairs[1].y)
