@@ -14,7 +14,7 @@ from art.attacks.evasion import auto_projected_gradient_descent
 from art.attacks.evasion.fast_gradient import FastGradientMethod
 from art.utils import random_sphere
 
-from fixpatch.classifier import KerasClassifier, Tracker
+from fixpatch.classifier import KerasClassifier, Tracker, in_batches
 from fixpatch.config import AttackConfig
 
 Array = np.ndarray
@@ -44,18 +44,13 @@ def attack_images(
     adversarial, standing = x.copy(), predicted == y
     loss = np.full(len(x), -np.inf, np.float32)
     for restart in range(max(1, config.restarts)):
-        for rows in _batches(np.flatnonzero(standing), classifier.batch_size):
+        for rows in in_batches(np.flatnonzero(standing), classifier.batch_size):
             with starts_by_image(keys[rows], (seed, view, restart)):
                 tracked = ATTACKS[config.name](config, classifier, x[rows], y[rows])
             stronger = tracked.broken | (tracked.loss > loss[rows])
             adversarial[rows[stronger]], loss[rows[stronger]] = tracked.best[stronger], tracked.loss[stronger]
             standing[rows] = ~tracked.broken
     return adversarial
-
-
-def _batches(rows: Array, size: int) -> Iterator[Array]:
-    for start in range(0, len(rows), size):
-        yield rows[start : start + size]
 
 
 @contextmanager

@@ -20,7 +20,8 @@ from art.estimators.estimator import BaseEstimator, LossGradientsMixin
 from fixpatch.heads import logits_view
 
 Array = np.ndarray
-MEMORY_BYTES = 256 * 2**20
+MEMORY_BYTES = 256 * 2**20  # of gradients
+MEMORY_POINTS = 2**14
 
 
 def cross_entropy(logits: Any, y: Any) -> Any:
@@ -148,7 +149,7 @@ class Tracker:
             raise AllBroken
 
 
-class AllBroken(Exception):
+class AllBroken(Exception):  # noqa: N818 - no fault, a way out of ART's loops
     """Every tracked image is misclassified: an attack that goes on would change nothing."""
 
 
@@ -169,7 +170,8 @@ class KerasClassifier(ClassGradientsMixin, ClassifierMixin, LossGradientsMixin, 
         self.nb_classes = int(self._logits.outputs[0].shape[-1])
         self.batch_size = batch_size
         self._functions: dict[Callable, Callable] = {}
-        self._memory: OrderedDict[bytes, tuple] = OrderedDict()
+        self._memory: OrderedDict[tuple, tuple[Array, Array, Array]] = OrderedDict()
+        self._scores: OrderedDict[bytes, Array] = OrderedDict()
         self._remembered = 0
         self._tracker: Tracker | None = None
 
@@ -185,13 +187,16 @@ class KerasClassifier(ClassGradientsMixin, ClassifierMixin, LossGradientsMixin, 
     def predict(self, x: Array, batch_size: int | None = None, **kwargs: Any) -> Array:
         """Return logits `(B, classes)` for images `(B, ...)` in the model's input range."""
         del batch_size, kwargs
-        x = np.asarray(x, np.float32)
-        kept = [self._memory.get(_key(point)) for point in x]
-        if all(entry is not None for entry in kept):
-            logits = np.array([entry[2] for entry in kept if entry is not None]).reshape(len(x), self.nb_classes)
-        else:
-            starts = range(0, len(x), self.batch_size)
-            logits = np.concatenate([self._forward(x[start : start + self.batch_size]) for start in starts])
+        x = np.ascontiguousarray(x, np.float32)
+        keys = [_key(point) for point in x]
+        fresh = np.array([key not in self._scores for key in keys], bool)
+        logits = np.empty((len(x), self.nb_classes), np.float32)
+        for row in np.flatnonzero(~fresh):
+            logits[row] = self._scores[keys[row]]
+        for rows in in_batches(np.flatnonzero(fresh), self.batch_size):
+            logits[rows] = self._forward(x[rows])
+            for row in rows:
+                self._keep_scores(keys[row], logits[row])
         self._show_tracker(x, logits)
         return logits
 
@@ -235,21 +240,18 @@ class KerasClassifier(ClassGradientsMixin, ClassifierMixin, LossGradientsMixin, 
         checkpoints: with the memory it costs one pass per iteration.
         """
         x = np.ascontiguousarray(x, np.float32)
-        y = np.asarray(y).argmax(1) if np.ndim(y) == 2 else np.asarray(y)
-        y = y.astype(np.int32)
-        tag = objective.__name__.encode()
+        y = (np.asarray(y).argmax(1) if np.ndim(y) == 2 else np.asarray(y)).astype(np.int32)
         keys = [_key(point) for point in x]
-        kept = [self._memory.get(key) for key in keys]
-        known = [entry is not None and entry[0] == (tag, int(label)) for entry, label in zip(kept, y, strict=True)]
-        fresh = np.flatnonzero(~np.array(known, bool))
-        for start in range(0, len(fresh), self.batch_size):
-            rows = fresh[start : start + self.batch_size]
+        found = [self._memory.get((key, objective, int(label))) for key, label in zip(keys, y, strict=True)]
+        fresh = np.array([entry is None for entry in found], bool)
+        for rows in in_batches(np.flatnonzero(fresh), self.batch_size):
             value, logits, gradient = self._compiled(objective)(x[rows], y[rows])
             for i, row in enumerate(rows):
-                kept[row] = ((tag, int(y[row])), value[i], logits[i], gradient[i])
-                self._remember(keys[row], kept[row])
-        self._show_tracker(x, np.stack([entry[2] for entry in kept]))
-        return np.stack([entry[1] for entry in kept]), np.stack([entry[3] for entry in kept])
+                found[row] = (value[i], gradient[i].copy(), logits[i].copy())
+                self._remember((keys[row], objective, int(y[row])), found[row])
+                self._keep_scores(keys[row], logits[i])
+        self._show_tracker(x, np.stack([entry[2] for entry in found]))
+        return np.stack([entry[0] for entry in found]), np.stack([entry[1] for entry in found])
 
     def _forward(self, x: Array) -> Array:
         return np.asarray(self._logits.predict_on_batch(x), np.float32)
@@ -259,11 +261,19 @@ class KerasClassifier(ClassGradientsMixin, ClassifierMixin, LossGradientsMixin, 
             self._functions[objective] = value_and_gradient(self._logits, objective)
         return self._functions[objective]
 
-    def _remember(self, key: bytes, entry: tuple) -> None:
-        self._remembered += entry[3].nbytes - (self._memory.pop(key)[3].nbytes if key in self._memory else 0)
-        self._memory[key] = (*entry[:3], entry[3].copy())
+    def _remember(self, key: tuple, entry: tuple) -> None:
+        if key in self._memory:
+            return
+        self._memory[key] = entry
+        self._remembered += entry[1].nbytes
         while self._remembered > MEMORY_BYTES:
-            self._remembered -= self._memory.popitem(last=False)[1][3].nbytes
+            self._remembered -= self._memory.popitem(last=False)[1][1].nbytes
+
+    def _keep_scores(self, key: bytes, logits: Array) -> None:
+        """Keep the first logits seen for a point: another batch rounds differently, and a tie must not change sides."""
+        self._scores.setdefault(key, logits.copy())
+        if len(self._scores) > MEMORY_POINTS:
+            self._scores.popitem(last=False)
 
     def _show_tracker(self, points: Array, logits: Array) -> None:
         """Show the tracker what was tried; points outside the ball are judged where they land when projected."""
@@ -276,6 +286,12 @@ class KerasClassifier(ClassGradientsMixin, ClassifierMixin, LossGradientsMixin, 
             logits = logits.copy()
             logits[moved] = self._forward(inside[moved])
         tracker.see(inside, rows, logits)
+
+
+def in_batches(rows: Array, size: int) -> Iterator[Array]:
+    """Cut `rows` into pieces of at most `size`."""
+    for start in range(0, len(rows), size):
+        yield rows[start : start + size]
 
 
 def _key(point: Array) -> bytes:

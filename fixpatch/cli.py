@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect as signatures
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -283,6 +284,7 @@ def load_jobs() -> ModuleType:
     """Import what needs TensorFlow, whose messages on that occasion are no news to anybody."""
     with console.hushed():
         from fixpatch import jobs
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
     return jobs
 
 

@@ -225,8 +225,8 @@ def fit_modules(
     model.compile(optimizer=build_optimizer(config, steps * config.epochs))
     model.optimizer.build(model.trainable_variables)
     done = _epochs_done(folder)
-    history = _history(folder)[:done]
-    _write_history(folder, history)
+    _cut_history(folder, done)
+    history = _history(folder)
     callbacks = _callbacks(folder, history, config, listener, len(holdout) > 0)
     listener.stage("training", steps * config.epochs)
     listener.advance(steps * done)
@@ -306,13 +306,9 @@ def _history(folder: Path) -> list[Row]:
     return [{name: float(value) for name, value in row.items() if value != "NA"} for row in rows]
 
 
-def _write_history(folder: Path, history: list[Row]) -> None:
+def _cut_history(folder: Path, done: int) -> None:
     """Drop the epoch that was logged but not yet in the checkpoint when the run was cut off."""
     path = folder / "history.csv"
-    if not history:
-        path.unlink(missing_ok=True)
-        return
-    with path.open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, fieldnames=list(history[0]))
-        writer.writeheader()
-        writer.writerows(history)
+    if path.exists():
+        lines = path.read_text().splitlines(keepends=True)
+        path.write_text("".join(lines[: done + 1] if done else []))

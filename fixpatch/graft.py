@@ -121,13 +121,18 @@ def survey(base: Base, config: FixerConfig | None = None) -> ModelFacts:
         input_range=base.input_range,
         input_range_source=base.range_source,
         data_format="channels_first" if base.channels_first else "channels_last",
-        # Not the model's own, which is lost in its file.
-        dtype_policy=Counter(place.dtype_policy for place in base.layers).most_common(1)[0][0],
+        dtype_policy=_main_policy(base),
         head=base.head,
         parameters=base.parameters,
         fingerprint=base.fingerprint,
         layers=tuple(_layer_facts(place, config, base.parameters) for place in base.layers),
     )
+
+
+def _main_policy(base: Base) -> str:
+    """Return the policy of most layers; the model's own is lost in its file."""
+    policies = [place.dtype_policy for place in base.layers] or [base.model.dtype_policy.name]
+    return Counter(policies).most_common(1)[0][0]
 
 
 def _layer_facts(place: Place, config: FixerConfig, total: int) -> LayerFacts:

@@ -58,7 +58,7 @@ def logits_view(model: keras.Model) -> tuple[keras.Model, str]:
         tensor = keras.ops.cast(tensor, "float32")
     if tensor is graph.outputs[0]:
         return graph, kind
-    return keras.Model(graph.inputs, tensor, name=f"{model.name}_logits"), kind
+    return keras.Model(graph.inputs[0], tensor, name=f"{model.name}_logits"), kind
 
 
 def head_path(model: keras.Model) -> set[int]:
@@ -115,8 +115,8 @@ def _nested_scores(nested: keras.Model, node: Any, output: keras.KerasTensor) ->
     scores, kind = raw_scores(inner)
     if scores is inner.outputs[0]:
         return output, kind
-    view = keras.Model(inner.inputs, scores, name=nested.name)  # the name is part of its layers' paths
-    return view(node.input_tensors[0] if len(node.input_tensors) == 1 else node.input_tensors), kind
+    view = keras.Model(inner.input, scores, name=nested.name)  # the name is part of its layers' paths
+    return view(*node.arguments.args), kind
 
 
 def _without_activation(layer: keras.layers.Layer) -> keras.layers.Layer:

@@ -113,7 +113,7 @@ def _filled_modules(base: Base, content: PatchContent, delta: float | None) -> d
     # The file says for each split whether a ReLU follows; a newer rule for `auto` must not change an old patch.
     if delta is not None:
         config = replace(config, delta=delta)
-    modules = {}
+    modules: dict[str, keras.Model] = {}
     recorded = {split.path: split for split in content.manifest.splits}
     for place in choose_places(base.model, list(recorded), base.name):
         split = recorded[place.path]

@@ -1,0 +1,432 @@
+"""The command line: the lines as written, what they leave and print, and what they do not load."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import pty
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import termios
+from dataclasses import dataclass
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from typer.testing import CliRunner, Result
+
+# ART resets logging at import, which closes the stream that absl took from pytest if CliRunner's stands in for it.
+import fixpatch.jobs  # noqa: F401
+from fixpatch import __version__, console
+from fixpatch.cli import app
+from fixpatch.patches import load_patch
+
+COMMAND = [sys.executable, "-m", "fixpatch"]
+ENV = {name: value for name, value in os.environ.items() if not name.startswith(("FIXPATCH_", "TF_CPP_"))}
+ENV |= {"PYTHONPATH": str(Path(__file__).parent.parent), "NO_COLOR": "1"}
+COMMANDS = ("inspect", "train", "apply", "eval", "show")
+FOUR = {
+    "inspect": "inspect model.keras",
+    "train": "train --split res_block_1,res_block_2 --data small/",
+    "apply": "apply base.keras patch.h5",
+    "eval": "eval --attack autopgd",
+}
+QUICK = """
+eps = "40/255"
+steps = 3
+
+[train]
+views = 1
+epochs = 2
+"""
+
+
+def call(*args: str, **env: str) -> Result:
+    """Run one command in this process."""
+    return CliRunner().invoke(app, args, env=env)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """Return every file below `folder`, hidden ones too."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@dataclass(frozen=True)
+class Lines:
+    """What the four lines did, one after the other in one folder."""
+
+    folder: Path
+    before: dict[str, bytes]
+    results: dict[str, Result]
+
+
+@pytest.fixture(scope="module")
+def four(tmp_path_factory: pytest.TempPathFactory, model_file: Path, small_folder: Path) -> Lines:
+    folder = tmp_path_factory.mktemp("four")
+    shutil.copy(model_file, folder / "model.keras")
+    shutil.copy(model_file, folder / "base.keras")
+    shutil.copytree(small_folder, folder / "small")
+    (folder / "fixpatch.toml").write_text(QUICK)
+    before = files(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        results = {name: call(*line.split()) for name, line in FOUR.items()}
+    return Lines(folder, before, results)
+
+
+@pytest.fixture
+def place(four: Lines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the folder after the four lines, as working directory."""
+    shutil.copytree(four.folder, tmp_path / "place")
+    monkeypatch.chdir(tmp_path / "place")
+    return tmp_path / "place"
+
+
+def done(result: Result) -> Result:
+    """Check that a command did its work."""
+    assert result.exit_code == 0, (result.stderr, result.exception)
+    return result
+
+
+@pytest.mark.parametrize("name", FOUR)
+def test_line_works_as_written(four: Lines, name: str) -> None:
+    assert done(four.results[name]).stdout
+
+
+def test_lines_leave_their_files_and_no_others(four: Lines) -> None:
+    after = files(four.folder)
+    assert set(after) - set(four.before) == {"patch.h5", "patch.run.json", "patched.keras"}
+    assert {name: after[name] for name in four.before} == four.before
+    assert {path.name for path in four.folder.iterdir() if path.is_dir()} == {"small"}
+
+
+def test_inspect_lists_the_splits(four: Lines) -> None:
+    lines = four.results["inspect"].stdout.splitlines()
+    assert [line.split() for line in lines if line.startswith("res_block_1 ")] == [
+        ["res_block_1", "Add", "4x4x32", "2,600", "1.9", "yes"]
+    ]
+    assert not any(line.startswith("output ") for line in lines)
+    assert four.results["inspect"].stderr == ""
+
+
+def test_train_reports_base_and_patch(four: Lines) -> None:
+    out = four.results["train"].stdout
+    assert "patch.h5: 12,920 of 153,362 parameters (8.4 %)" in out
+    assert [line.split()[0] for line in out.splitlines()[2:4]] == ["base", "patch"]
+    assert "10 hold-out images, which chose the epoch" in out
+    assert four.results["train"].stderr.count("epoch ") == 2
+
+
+def test_note_tells_where_the_images_were_and_the_patch_does_not(four: Lines) -> None:
+    note = json.loads((four.folder / "patch.run.json").read_text())
+    assert (note["data"], note["model"], note["seed"], len(note["held_out"])) == ("small/", "model.keras", 0, 10)
+    assert set(note["seconds"]) == {"crafting", "training"}
+    patch = (four.folder / "patch.h5").read_bytes()
+    assert b"small" not in patch
+    assert b"model.keras" not in patch
+    assert note["finished"][:10].encode() not in patch
+
+
+def test_patched_model_is_plain_keras(four: Lines) -> None:
+    assert four.results["apply"].stdout == "patched.keras\n"
+    model = keras.models.load_model(four.folder / "patched.keras")
+    names = {layer.name for layer in model.layers}
+    assert {"fixer_res_block_1", "fixer_res_block_2"} <= names
+    assert model.output_shape == (None, 10)
+
+
+def test_eval_takes_the_held_out_images_and_says_so(four: Lines) -> None:
+    result = four.results["eval"]
+    assert result.stdout.startswith("10 held-out images (they chose the epoch: optimistic), seed 0\n")
+    assert "  autopgd: l_inf eps 40/255, 3 steps\n" in result.stdout
+    rows = [tuple(line.split()[:2]) for line in result.stdout.splitlines()]
+    assert [row for row in rows if row[0] in ("clean", "autopgd")] == 2 * [
+        ("clean", "-"),
+        ("autopgd", "base"),
+        ("autopgd", "patched"),
+    ]
+    assert "warning: these images chose the patch's epoch: the figures are optimistic" in result.stderr
+    assert "warning" not in result.stdout
+
+
+def test_same_command_gives_the_same_bytes(place: Path) -> None:
+    done(call(*FOUR["train"].split(), "--out", "again.h5"))
+    assert (place / "again.h5").read_bytes() == (place / "patch.h5").read_bytes()
+    done(call(*FOUR["train"].split(), "--out", "other.h5", "--seed", "1", "--no-hashes"))
+    assert (place / "other.h5").read_bytes() != (place / "patch.h5").read_bytes()
+    assert load_patch("other.h5").content.hashes is None
+
+
+def test_force_replaces_and_saves_the_patched_model_too(place: Path) -> None:
+    before = (place / "patch.h5").read_bytes()
+    done(call(*FOUR["train"].split(), "--force", "--epochs", "1", "--save-model", "both.keras"))
+    done(call(*FOUR["apply"].split(), "--force"))
+    image = np.random.default_rng(0).random((2, 8, 8, 1), np.float32)
+    both, patched = (keras.models.load_model(name)(image).numpy() for name in ("both.keras", "patched.keras"))
+    np.testing.assert_array_equal(both, patched)
+    assert (place / "patch.h5").read_bytes() != before
+    assert not list(place.glob("*.state"))
+
+
+def test_apply_with_delta_zero_gives_the_base(place: Path) -> None:
+    done(call(*FOUR["apply"].split(), "--delta", "0", "-o", "same.h5"))
+    image = np.random.default_rng(0).random((2, 8, 8, 1), np.float32)
+    base, same = (keras.models.load_model(name, compile=False)(image).numpy() for name in ("base.keras", "same.h5"))
+    np.testing.assert_array_equal(base, same)
+
+
+def test_apply_only_some_splits(place: Path) -> None:
+    done(call(*FOUR["apply"].split(), "--only", "res_block_2", "-o", "one.keras"))
+    names = {layer.name for layer in keras.models.load_model("one.keras").layers if "fixer" in layer.name}
+    assert names == {"fixer_res_block_2"}
+
+
+def test_several_patches_come_with_a_note(place: Path) -> None:
+    for split in ("res_block_1", "res_block_2"):
+        done(call("train", "--split", split, "--data", "small", "--epochs", "1", "-o", f"{split}.h5"))
+    line = "apply base.keras res_block_1.h5 res_block_2.h5 -o two.keras"
+    assert "have not been evaluated together" in done(call(*line.split())).stderr
+    assert done(call(*line.split(), "--force", "-q")).stderr == ""
+
+
+def test_limit_holds_for_held_out_images_too(place: Path) -> None:
+    result = done(call("eval", "--attacker", "base", "--attack", "fgsm", "--limit", "4"))
+    assert result.stdout.startswith("4 held-out images")
+    assert "not established: only the base was attacked" in result.stderr
+
+
+def test_patch_of_another_base_is_left_aside_with_a_note(place: Path, digits: tuple) -> None:
+    from fixpatch import demo
+
+    keras.utils.set_random_seed(5)
+    demo.build_base().save("other.keras")
+    result = done(call("eval", "other.keras", "--data", "small", "--attack", "fgsm", "--limit", "10"))
+    assert "note: patch.h5 was made for another base; evaluating other.keras alone" in result.stderr
+    assert " patch " not in result.stdout
+    assert "10 images, seed 0" in result.stdout
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "train --split res_block_1 --data small --epochs 1 --out quiet.h5",
+        "apply base.keras patch.h5 -o quiet.keras",
+        "eval --attack fgsm",
+    ],
+    ids=lambda line: line.split()[0],
+)
+def test_quiet_leaves_stderr_empty(place: Path, line: str) -> None:
+    result = done(call(*line.split(), "-q"))
+    assert result.stderr == ""
+    assert result.stdout
+
+
+def test_version() -> None:
+    assert done(call("--version")).stdout == f"{__version__}\n"
+
+
+def test_no_command_shows_the_help() -> None:
+    result = call()
+    assert all(name in result.output for name in COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_has_help(name: str) -> None:
+    import typer.main
+
+    command = typer.main.get_command(app).commands[name]  # type: ignore[attr-defined]
+    assert command.help
+    assert len(command.params) > 1
+    assert [param.name for param in command.params if not getattr(param, "help", None)] == []
+    assert done(call(name, "--help")).stdout == done(call(name, "-h")).stdout
+
+
+def test_help_needs_no_working_settings_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("fixpatch.toml").write_text("this is no TOML")
+    assert "--split" in done(call("train", "--help", COLUMNS="200")).stdout
+    assert call("inspect").exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("train --splitt a", "--split"),
+        ("inspekt model.keras", "inspect"),
+        ("eval --limit many", "--limit"),
+        ("apply", "model"),
+        ("show a b", "extra"),
+    ],
+    ids=lambda text: text.split()[0],
+)
+def test_fault_in_the_line_ends_with_two(line: str, expected: str) -> None:
+    result = call(*line.split())
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert expected in result.stderr
+
+
+HEAVY = """
+import sys
+heavy = {"tensorflow", "keras", "art", "albumentations"}
+import fixpatch
+assert not heavy & set(sys.modules), "import"
+from fixpatch.cli import main
+for line in sys.argv[1:]:
+    sys.argv[1:] = line.split()
+    try:
+        main()
+    except SystemExit as end:
+        assert not end.code, line
+    assert not heavy & set(sys.modules), (line, heavy & set(sys.modules))
+print("light")
+"""
+
+
+def test_light_commands_load_nothing_heavy(four: Lines) -> None:
+    lines = ["--help", "--version", *(f"{name} --help" for name in COMMANDS), "show", "show --json"]
+    command = [sys.executable, "-c", HEAVY, *lines]
+    done = subprocess.run(command, env=ENV, cwd=four.folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("light\n")
+    assert done.stderr == ""
+
+
+def test_module_runs_like_the_command(tmp_path: Path) -> None:
+    run = subprocess.run([*COMMAND, "show", "--nope"], env=ENV, cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode == 2
+    assert "--nope" in run.stderr
+
+
+@pytest.mark.parametrize("line", ["inspect", "eval -q --attack fgsm --limit 4"], ids=lambda line: line.split()[0])
+def test_tensorflow_and_art_print_nothing_of_their_own(four: Lines, line: str) -> None:
+    run = subprocess.run([*COMMAND, *line.split()], env=ENV, cwd=four.folder, capture_output=True, text=True)
+    assert (run.returncode, run.stderr) == (0, "")
+    assert run.stdout
+
+
+def test_hushed_keeps_native_output_back(capfd: pytest.CaptureFixture) -> None:
+    with console.hushed():
+        os.write(2, b"from C\n")
+        print("from Python", file=sys.__stderr__, flush=True)
+    assert capfd.readouterr().err == ""
+    os.write(2, b"later\n")
+    assert capfd.readouterr().err == "later\n"
+
+
+def test_hushed_shows_it_all_when_the_block_fails(capfd: pytest.CaptureFixture) -> None:
+    with pytest.raises(ImportError), console.hushed():
+        os.write(2, b"the reason\n")
+        raise ImportError
+    assert capfd.readouterr().err == "the reason\n"
+
+
+def test_debug_shows_the_traceback(four: Lines, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fixpatch.errors import PatchError
+
+    monkeypatch.chdir(four.folder)
+    assert isinstance(call("show", "nope.h5", FIXPATCH_DEBUG="1").exception, PatchError)
+    assert isinstance(call("show", "nope.h5").exception, SystemExit)
+
+
+def in_terminal(command: list[str], folder: Path, columns: int = 80) -> str:
+    """Run a command on a terminal of that width and return what it shows."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
+    env = {**ENV, "TERM": "dumb"}
+    env.pop("COLUMNS", None)
+    process = subprocess.Popen(command, env=env, cwd=folder, stdin=theirs, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    shown = b""
+    while True:
+        try:
+            part = os.read(ours, 65536)
+        except OSError:  # Linux ends a pty so
+            break
+        if not part:
+            break
+        shown += part
+    os.close(ours)
+    assert process.wait() == 0, shown.decode()
+    return shown.decode().replace("\r\n", "\n")
+
+
+LAYOUT = """
+from pathlib import Path
+from fixpatch import console
+from fixpatch.results import Evaluation, LayerFacts, ModelFacts, Rate, Score, TrainingFacts
+full = Rate(1.0, 0.998, 1.0, 5000)
+names = ["block_%018d" % 1, "outer/" + "long_name_" * 6]
+layers = [LayerFacts(name, "GlobalAveragePooling2D", (112, 112, 256), True, 10_488_320, 0.084, "") for name in names]
+layers.append(LayerFacts("end", "Dense", (1000,), False, None, None, "makes the model's output"))
+model = ModelFacts(1000, (None, None, 3), (0, 255), "graph", "channels_last", "mixed_float16", "softmax",
+                   123_456_789, "ab" * 32, tuple(layers))
+console.show_model(model, "model.keras", True)
+scores = [
+    Score(kind, attacker, attack, 16 / 255, "inf", 25, 2, "predicted", 0, *4 * [full], 0.9, 0.05)
+    for attack, attacker in (("clean", "none"), ("autopgd-16", "patched"))
+    for kind in ("base", "patch")
+]
+console.show_evaluation(Evaluation(5000, 0, "holdout", 3, tuple(scores), full, ("a long warning " * 8,)))
+console.show_training(TrainingFacts("holdout", *4 * [full], 12920, 153362, 3, (), {}), Path("patch.h5"))
+"""
+
+
+def test_tables_fit_a_terminal(four: Lines) -> None:
+    shown = in_terminal([sys.executable, "-c", LAYOUT], four.folder)
+    assert [line for line in shown.splitlines() if len(line) > 80] == []
+    assert "…" not in shown
+    assert "block_000000000000000001" in shown
+    folded = "".join(line[:24].strip() for line in shown.splitlines())
+    assert "outer/" + "long_name_" * 6 in folded
+    assert "makes the model's output" in shown
+    assert shown.count("100.0 (99.8-100.0)") == 11
+
+
+def test_show_fits_a_terminal(four: Lines) -> None:
+    shown = in_terminal([*COMMAND, "show"], four.folder)
+    assert [line for line in shown.splitlines() if len(line) > 80] == []
+    facts = dict(line.split(maxsplit=1) for line in shown.splitlines() if line.startswith("  "))
+    assert facts["eps"] == "40/255"
+    assert facts["group_by"] == "-"
+    assert facts["input_shape"] == "8x8x1"
+    assert facts["keras"] == keras.__version__
+    assert "res_block_2    2x2x64  float32  yes       10,320  41,280" in shown
+
+
+def test_piped_names_are_whole(tmp_path: Path) -> None:
+    run = subprocess.run([sys.executable, "-c", LAYOUT], env=ENV, cwd=tmp_path, capture_output=True, text=True)
+    assert "outer/" + "long_name_" * 6 + "  GlobalAveragePooling2D  112x112x256" in run.stdout
+    assert run.stderr == "warning: " + "a long warning " * 8 + "\n"
+
+
+def test_interrupted_training_resumes_to_the_same_patch(
+    four: Lines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("model.keras", "fixpatch.toml"):
+        shutil.copy(four.folder / name, tmp_path)
+    shutil.copytree(four.folder / "small", tmp_path / "small")
+    line = "train --split res_block_1 --data small --epochs 60 --patience 60".split()
+    process = subprocess.Popen([*COMMAND, *line], env=ENV, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    heard = ""
+    while "epoch   3/" not in heard:
+        heard += process.stderr.readline() or pytest.fail(heard)
+    process.send_signal(signal.SIGINT)
+    heard = process.stderr.read()
+    assert process.wait() == 130
+    assert "Traceback" not in heard
+    assert f"go on with: fixpatch {' '.join(line)} --resume" in heard
+    assert not (tmp_path / "patch.h5").exists()
+    assert list((tmp_path / "patch.h5.state" / "pairs").glob("*.npy"))
+    monkeypatch.chdir(tmp_path)
+    again = done(call(*line, "--resume"))
+    assert "epoch   1/" in again.stderr
+    done(call(*line, "-o", "whole.h5"))
+    assert (tmp_path / "patch.h5").read_bytes() == (tmp_path / "whole.h5").read_bytes()
+    assert not list(tmp_path.glob("*.state"))
