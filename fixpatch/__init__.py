@@ -33,7 +33,22 @@ _HOMES = {
     "train": "train",
 }
 
-__all__ = ["DataError", "FixpatchError", "ModelError", "PatchError", "SettingError", "__version__", *_HOMES]
+__all__ = [
+    "ATTACKS",
+    "Base",
+    "DataError",
+    "FixpatchError",
+    "KerasClassifier",
+    "ModelError",
+    "Patch",
+    "PatchError",
+    "SettingError",
+    "__version__",
+    "evaluate",
+    "load",
+    "load_patch",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -70,7 +70,7 @@ def starts_by_image(keys: Array, stream: tuple[int, ...]) -> Iterator[None]:
         return np.concatenate(rows)
 
     state = np.random.get_state()
-    modules = (auto_projected_gradient_descent, sys.modules[FastGradientMethod.__module__])
+    modules: tuple[Any, ...] = (auto_projected_gradient_descent, sys.modules[FastGradientMethod.__module__])
     try:
         for module in modules:
             module.random_sphere = by_image

@@ -242,7 +242,7 @@ class KerasClassifier(ClassGradientsMixin, ClassifierMixin, LossGradientsMixin, 
         x = np.ascontiguousarray(x, np.float32)
         y = (np.asarray(y).argmax(1) if np.ndim(y) == 2 else np.asarray(y)).astype(np.int32)
         keys = [_key(point) for point in x]
-        found = [self._memory.get((key, objective, int(label))) for key, label in zip(keys, y, strict=True)]
+        found: list[Any] = [self._memory.get((key, objective, int(label))) for key, label in zip(keys, y, strict=True)]
         fresh = np.array([entry is None for entry in found], bool)
         for rows in in_batches(np.flatnonzero(fresh), self.batch_size):
             value, logits, gradient = self._compiled(objective)(x[rows], y[rows])
@@ -295,4 +295,4 @@ def in_batches(rows: Array, size: int) -> Iterator[Array]:
 
 
 def _key(point: Array) -> bytes:
-    return hashlib.blake2b(point, digest_size=16).digest()
+    return hashlib.blake2b(point.tobytes(), digest_size=16).digest()

@@ -125,6 +125,8 @@ def show_model(facts: ModelFacts, name: str, every_layer: bool) -> None:
             others.add_row(*row, _plain(layer.reason))
         else:
             table.add_row(*row, f"{layer.cost:,}", per_cent(layer.share), "yes" if layer.non_negative else "-")
+    for shown in (table, others):  # where a line is too long, fold the kind rather than a usual name
+        shown.columns[0].min_width = min(24, max((len(layer.path) for layer in facts.layers), default=0))
     console.print(table)
     if every_layer:
         console.print(others)

@@ -116,7 +116,7 @@ def to_model(x: Array, channels_first: bool) -> Array:
 
 def _shard_name(settings: Sequence[object], clean: Array, y: Array) -> str:
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    digest.update(np.ascontiguousarray(clean))
+    digest.update(clean.tobytes())
     digest.update(y.astype("<i8").tobytes())
     return digest.hexdigest()[:40]
 

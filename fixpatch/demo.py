@@ -1,4 +1,4 @@
-"""The embedded example: real handwritten digits that come with scikit-learn, and a small base with the paper's blocks."""
+"""The embedded example: real handwritten digits from scikit-learn, and a small base with the paper's blocks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from keras import layers
 
 from fixpatch.augment import augment
 from fixpatch.data import ImageSet
-from fixpatch.files import require_free
+from fixpatch.errors import SettingError
 from fixpatch.models import save_model
 
 SMALL, TEST = 350, 400
@@ -21,6 +21,14 @@ eps = "40/255"          # l_inf radius as a fraction of the input range: the bas
 [eval]
 data = "test"           # images that neither the base nor the patch has seen
 """
+RESULTS = Path("demo-results")
+LINES = (
+    "inspect model.keras",
+    f"train --split res_block_1,res_block_2 --data small/ --out {RESULTS}/patch.h5",
+    f"apply base.keras {RESULTS}/patch.h5 --out {RESULTS}/patched.keras",
+    f"show {RESULTS}/patch.h5",
+    f"eval --patch {RESULTS}/patch.h5 --attack autopgd",
+)
 FILES = ("model.keras", "base.keras", "fixpatch.toml", "small", "test")
 
 
@@ -33,9 +41,12 @@ def prepare(folder: Path, force: bool = False, seed: int = 0) -> float:
     Raises:
         SettingError: One of them is there already and `force` is not set.
     """
+    there = [name for name in FILES if (folder / name).exists()]
+    if there and not force:
+        raise SettingError(
+            f"'{folder}' has a {there[0]} already.", "Name a new folder, or pass --force to replace the example."
+        )
     folder.mkdir(parents=True, exist_ok=True)
-    for name in FILES:
-        require_free(folder / name, force) if not (folder / name).is_dir() or not force else None
     digits, small, test = load_digits(seed)
     base = train_base(digits, seed)
     for name in ("model.keras", "base.keras"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,7 +38,7 @@ def written_whole(path: Path, force: bool = False) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
             beside = Path(folder) / path.name
             yield beside
-            os.replace(beside, path)
+            beside.replace(path)
     except OSError as error:
         if error.errno is None and not isinstance(error, PermissionError):
             raise

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import shutil
 import tempfile
-import warnings
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -138,8 +138,7 @@ def save_model(model: keras.Model, path: Path, force: bool = False) -> None:
         raise SettingError(
             f"'{path}' does not end in .keras or .h5.", "Name the model file with one of these suffixes."
         )
-    with written_whole(path, force) as beside, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*HDF5 file.*legacy.*")
+    with written_whole(path, force) as beside:
         if path.suffix == ".keras":
             model.save(beside)
         else:
@@ -148,6 +147,9 @@ def save_model(model: keras.Model, path: Path, force: bool = False) -> None:
 
 def _save_hdf5(model: keras.Model, beside: Path, path: Path) -> None:
     """Write HDF5 and read it back: Keras writes plain operations and some layers in a form that it cannot read."""
+    log = logging.getLogger("absl")  # where Keras says that HDF5 is legacy; the user chose it
+    level = log.level
+    log.setLevel(logging.ERROR)
     try:
         model.save(beside)
         keras.models.load_model(beside, compile=False, safe_mode=True)
@@ -158,6 +160,8 @@ def _save_hdf5(model: keras.Model, beside: Path, path: Path) -> None:
             f"HDF5 cannot hold this model, so '{path}' is not written: {_brief(error)}",
             f"Name it '{path.with_suffix('.keras').name}' instead.",
         ) from error
+    finally:
+        log.setLevel(level)
 
 
 def _load_file(path: Path, kind: str) -> keras.Model:

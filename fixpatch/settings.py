@@ -91,16 +91,22 @@ def _validated(content: dict[str, Any], path: Path) -> ProjectFile:
     try:
         return TypeAdapter(ProjectFile).validate_python(content, extra="forbid")
     except ValidationError as error:
-        faults = [_fault(fault) for fault in error.errors()]
-        raise SettingError(f"'{path}' has settings that cannot work: {'; '.join(faults)}.") from None
+        faults: dict[str, list[str]] = {}
+        for fault in error.errors():
+            place, message = _fault(fault)
+            faults.setdefault(place, []).append(message)
+        listed = "; ".join(f"{place} {' or '.join(messages)}".strip() for place, messages in faults.items())
+        raise SettingError(f"'{path}' has settings that cannot work: {listed}.") from None
 
 
-def _fault(fault: Any) -> str:
-    place = ".".join(str(part) for part in fault["loc"] if "[" not in str(part))
+def _fault(fault: Any) -> tuple[str, str]:
+    """Return the place and the message of a fault; of a value that may have several types there is one for each."""
+    known = [field.name for field in fields(ProjectFile)]
     if fault["type"] == "unexpected_keyword_argument":
-        known = [field.name for field in fields(ProjectFile)]
-        return f"unknown key '{place}' {did_you_mean(place.rsplit('.', 1)[-1], known)}".strip()
-    return f"'{place}': {fault['msg'][:1].lower()}{fault['msg'][1:]}"
+        place = ".".join(map(str, fault["loc"]))
+        return f"unknown key '{place}'", did_you_mean(str(fault["loc"][-1]), known)
+    place = ".".join(str(part) for part in fault["loc"] if part in known)
+    return f"'{place}':", fault["msg"][:1].lower() + fault["msg"][1:]
 
 
 def _defaults(whole: ProjectFile, command: str, known: set[str], path: Path) -> dict[str, Any]:

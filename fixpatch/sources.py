@@ -95,7 +95,11 @@ def list_folder(folder: Path, model_classes: int, classes: Sequence[str] | None)
     """
     found = sorted(item.name for item in folder.iterdir() if item.is_dir() and not item.name.startswith("."))
     if not found:
-        inside = "images but no class folders" if any(map(is_picture, os.listdir(folder))) else "no class folders"
+        inside = (
+            "images but no class folders"
+            if any(is_picture(item.name) for item in folder.iterdir())
+            else "no class folders"
+        )
         raise DataError(f"'{folder}' has {inside}.", "Put the images into one folder per class.")
     known = match_classes(found, model_classes, classes, f"'{folder}'")
     paths, y = [], []

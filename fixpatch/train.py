@@ -166,7 +166,7 @@ def _craft(
     """Make the training pairs, and one unvaried pair for each hold-out image."""
     classifier = KerasClassifier(base.logits, input_range=base.input_range)
     listener.stage("crafting", len(train) * recipe.data.views + len(holdout))
-    shared = {
+    shared: dict[str, Any] = {
         "fingerprint": base.fingerprint,
         "seed": recipe.training.seed,
         "channels_first": base.channels_first,

@@ -16,17 +16,20 @@ import pytest
 from keras import layers
 from typer.testing import CliRunner, Result
 
-# ART resets logging at import, which closes the stream that absl took from pytest if CliRunner's stands in for it.
-import fixpatch.jobs
-from fixpatch import demo
+import fixpatch
+
+# Loaded here: ART resets logging at import, which closes the stream that absl took from pytest if CliRunner's
+# stands in for it at that time.
+from fixpatch import demo, evaluate, train  # noqa: F401
 from fixpatch.cli import app
 from fixpatch.config import build_recipe
 from fixpatch.data import ImageSet
+from fixpatch.models import save_model
 from fixpatch.patchfile import USER_BLOCK
 from fixpatch.results import Listener
-from fixpatch.train import train_recipe
+from fixpatch.train import read_images, train_recipe
 
-TRAIN = "train --split res_block_1 --data small --eps 40/255 --steps 2 --views 1 --epochs 1 --out new.h5"
+TRAIN = "train --split res_block_1 --data small --attack fgsm --eps 40/255 --views 1 --epochs 1 --out new.h5"
 
 
 def call(*args: str, **env: str) -> Result:
@@ -108,7 +111,7 @@ def place(
         other.save_weights("only.weights.h5")
         vector_model().save("vector.keras")
         two_headed().save("heads.keras")
-        fixpatch.jobs.save_model(other, Path("whole.h5"))
+        save_model(other, Path("whole.h5"))
         for name in ("model.keras", "whole.h5"):
             data = Path(name).read_bytes()
             Path(f"cut{Path(name).suffix}").write_bytes(data[: len(data) // 2])
@@ -173,7 +176,11 @@ DATA = [
     ("--data nowhere", "'nowhere' does not exist", "one folder per class, or an npz"),
     ("--data one", "All images in 'one' are of one class, '0'; expected two or more", ""),
     ("--data more", "'more' has 11 classes, the model 10", "Remove those"),
-    ("--data foreign --classes 0,1,2,3,4,5,6,7,8,9", "has a class 'nine', which the model does not know", "Known: 0, 1"),
+    (
+        "--data foreign --classes 0,1,2,3,4,5,6,7,8,9",
+        "has a class 'nine', which the model does not know",
+        "Known: 0, 1",
+    ),
     ("--classes a,b", "--classes has 2 names; the model has 10 classes", ""),
     ("--classes 0,0,2,3,4,5,6,7,8,9", "--classes names '0' more than once", ""),
     ("--data broken", r"Cannot decode '3/bad\.png'", "--skip-unreadable"),
@@ -339,8 +346,8 @@ def test_resume_with_other_settings(
     shutil.copytree(small_folder, "small")
     shutil.copy(model_file, "model.keras")
     base = fixpatch.load("model.keras")
-    images = fixpatch.jobs.read_images(base, "small")
-    recipe = build_recipe(["res_block_1"], eps="40/255", steps=2, views=1, epochs=1)
+    images = read_images(base, "small")
+    recipe = build_recipe(["res_block_1"], attack="fgsm", eps="40/255", views=1, epochs=1)
     train_recipe(base, images, recipe, Path("new.h5.state"), listener=Listener())
     refused(f"{TRAIN} --resume --epochs 2", "had other settings, images or another base", "without --resume")
     assert call(*TRAIN.split(), "--resume").exit_code == 0

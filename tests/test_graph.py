@@ -443,6 +443,10 @@ RANGES: dict[str, tuple[Callable, tuple[float, float] | None]] = {
     "x * 2 - 1": (lambda x: x * 2 - 1, UNIT),
     "tf preprocess_input": (lambda x: keras.applications.imagenet_utils.preprocess_input(x, mode="tf"), GREY),
     "torch preprocess_input": (lambda x: keras.applications.imagenet_utils.preprocess_input(x, mode="torch"), GREY),
+    "caffe preprocess_input": (
+        lambda x: keras.applications.imagenet_utils.preprocess_input(x, mode="caffe"),
+        None,
+    ),
     "RandomFlip before": (lambda x: layers.Rescaling(1 / 255)(layers.RandomFlip("horizontal")(x)), GREY),
     "nested": (nested_preprocessing, GREY),
     "nothing": (lambda x: x, None),

@@ -45,7 +45,9 @@ def classifier() -> keras.Model:
     normalise.adapt(255 * X)
     x = image()
     h = layers.Dropout(0.3, name="drop")(inner()(normalise(x)))
-    h = keras.Sequential([keras.Input((8, 8, 4)), layers.Conv2D(4, 3, name="c"), layers.Flatten()], name="tail")(h)
+    h = keras.Sequential(
+        [keras.Input((8, 8, 4)), layers.Conv2D(4, 3, name="c"), layers.Flatten(name="flat")], name="tail"
+    )(h)
     return keras.Model(x, layers.Dense(3, activation="softmax", name="output")(h), name="net")
 
 
@@ -63,7 +65,7 @@ def sequential() -> keras.Model:
 def with_operations() -> keras.Model:
     keras.utils.set_random_seed(2)
     x = image()
-    h = ops.relu(layers.Conv2D(4, 3, name="c")((x - np.array([0.5, 0.4, 0.3], np.float32)) / 0.25)) * 2
+    h = ops.relu(layers.Conv2D(4, 3, name="c")((x[..., ::-1] - np.array([0.5, 0.4, 0.3], np.float32)) / 0.25)) * 2
     return keras.Model(x, layers.Dense(3, name="output")(ops.mean(h, axis=(1, 2))), name="plain")
 
 
@@ -166,7 +168,7 @@ def test_a_layer_that_plain_keras_does_not_know_is_refused(files: Path, tmp_path
             target.writestr(name, data.replace(b'"Rescaling"', b'"MyLayer"') if name == "config.json" else data)
     error = refusal(tmp_path / "own.keras")
     assert "MyLayer" in error.message
-    assert "author's own" in error.hint or "of the author" in error.hint
+    assert "author's own" in error.hint
 
 
 def test_a_lambda_is_refused(tmp_path: Path) -> None:
@@ -233,7 +235,7 @@ def test_only_keras_suffixes_are_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".keras", ".h5", ".hdf5"])
-def test_a_file_that_exists_stays_without_force(tmp_path: Path, suffix: str) -> None:
+def test_a_file_that_exists_stays_without_force(tmp_path: Path, suffix: str, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / f"m{suffix}"
     path.write_bytes(b"precious")
     with pytest.raises(SettingError, match="exists already"):
@@ -242,6 +244,7 @@ def test_a_file_that_exists_stays_without_force(tmp_path: Path, suffix: str) -> 
     save_model(sequential(), path, force=True)
     assert fixpatch.load(path).fingerprint == as_base(sequential()).fingerprint
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("build", [with_operations, lambda: half("bfloat16")], ids=["operations", "bfloat16"])
@@ -286,10 +289,9 @@ def test_plain_keras_reads_a_patched_model_in_a_fresh_process(tmp_path: Path) ->
         "net": patched(classifier(), ["inner/branch_0", "inner/branch_1", "inner/sum", "tail/c", "drop"]),
         "steps": patched(sequential(), ["first"]),
         "half": patched(half(), ["c"]),
+        "brain": patched(half("bfloat16"), ["c"]),
     }
-    names = [f"{name}{suffix}" for name in models for suffix in (".keras", ".h5", ".hdf5")]
-    models["brain"] = patched(half("bfloat16"), ["c"])
-    names.append("brain.keras")
+    names = ["net.keras", "net.h5", "steps.keras", "steps.hdf5", "half.h5", "brain.keras"]
     for name in names:
         save_model(models[name.split(".")[0]], tmp_path / name)
     run(PLAIN_KERAS, tmp_path, *names)
@@ -425,8 +427,7 @@ def test_the_wiring_reads_the_same_from_a_file(tmp_path: Path) -> None:
     assert fingerprint() == fingerprint(rate=0.1)  # nothing is dropped at inference
 
 
-def test_every_refusal_is_an_error_of_the_package(files: Path, tmp_path: Path) -> None:
-    """A model file with one damaged byte loads as it was, or is refused."""
+def test_a_damaged_byte_does_no_more_than_a_refusal(files: Path, tmp_path: Path) -> None:
     whole = bytearray((files / "steps.keras").read_bytes())
     outcomes = set()
     for place in range(0, len(whole), len(whole) // 12):
