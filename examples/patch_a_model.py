@@ -1,6 +1,6 @@
 """The main job through the Python API: train a patch, apply it, measure it.
 
-    fixpatch demo && python examples/patch_a_model.py fixpatch-demo/model.keras fixpatch-demo/small fixpatch-demo/test
+fixpatch demo && python examples/patch_a_model.py fixpatch-demo/model.keras fixpatch-demo/small fixpatch-demo/test
 """
 
 import sys
@@ -20,7 +20,9 @@ def main(model: str, small: str, test: str, splits: str = "res_block_1,res_block
 
     scores = fixpatch.evaluate(base, patch, test, attacks=[patch.manifest.attack], attackers=["base", "patched"])
     for score in scores.scores:
-        print(f"{score.model:<6} {score.attack:<8} made on {score.attacker:<8} accuracy {100 * score.accuracy.value:5.1f} %")
+        print(
+            f"{score.model:<6} {score.attack:<8} made on {score.attacker:<8} accuracy {100 * score.accuracy.value:5.1f} %"
+        )
     for warning in scores.warnings:
         print("warning:", warning)
 

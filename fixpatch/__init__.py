@@ -13,12 +13,12 @@ from fixpatch.errors import DataError, FixpatchError, ModelError, PatchError, Se
 if TYPE_CHECKING:
     from fixpatch.attacks import ATTACKS as ATTACKS
     from fixpatch.classifier import KerasClassifier as KerasClassifier
-    from fixpatch.evaluate import evaluate as evaluate
+    from fixpatch.evaluation import evaluate as evaluate
     from fixpatch.models import Base as Base
     from fixpatch.models import load as load
     from fixpatch.patches import Patch as Patch
     from fixpatch.patches import load_patch as load_patch
-    from fixpatch.train import train as train
+    from fixpatch.training import train as train
 
 __version__ = "0.1.0"
 
@@ -27,10 +27,10 @@ _HOMES = {
     "Base": "models",
     "KerasClassifier": "classifier",
     "Patch": "patches",
-    "evaluate": "evaluate",
+    "evaluate": "evaluation",
     "load": "models",
     "load_patch": "patches",
-    "train": "train",
+    "train": "training",
 }
 
 __all__ = [

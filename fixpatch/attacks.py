@@ -142,7 +142,7 @@ def _cw(config: AttackConfig, classifier: KerasClassifier, x: Array, y: Array) -
 
 
 CW_SEARCH = {
-    "learning_rate": 0.01,
+    "learning_rate": 0.2,
     "initial_const": 1.0,
     "largest_const": 1.5,
     "const_factor": 2.0,

@@ -13,7 +13,7 @@ from typing import Any
 from fixpatch.config import ATTACKERS, PAPER_ATTACKS, AttackConfig, Recipe, attack_named
 from fixpatch.data import ImageSet
 from fixpatch.errors import DataError, FixpatchError, SettingError
-from fixpatch.evaluate import evaluate
+from fixpatch.evaluation import evaluate
 from fixpatch.files import require_free
 from fixpatch.graft import survey
 from fixpatch.holdout import stratify
@@ -22,7 +22,7 @@ from fixpatch.patches import Patch, apply_patches, load_patch, require_base
 from fixpatch.places import choose_places
 from fixpatch.results import Evaluation, Listener, ModelFacts
 from fixpatch.runs import RunNote, note_path, read_note, write_note
-from fixpatch.train import read_images, train_recipe, versions
+from fixpatch.training import read_images, train_recipe, versions
 from fixpatch.vetting import MODEL_SUFFIXES
 
 PATCH = Path("patch.h5")
@@ -109,7 +109,8 @@ def _state_beside(out: Path) -> Iterator[Path]:
         if isinstance(error, FixpatchError):
             raise
         hint = f"What is finished stays in '{state}'; mend this and go on with --resume." if kept else ""
-        raise FixpatchError(f"Cannot keep the run in '{state}': {error.strerror or error}.", hint) from error
+        reason = error.strerror or str(error).split(" (")[0]
+        raise FixpatchError(f"Cannot keep the run in '{state}': {reason}.", hint) from error
     shutil.rmtree(state, ignore_errors=True)
 
 

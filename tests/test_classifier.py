@@ -100,7 +100,7 @@ def test_autopgd_costs_one_pass_per_iteration(counted: tuple, unseen: ImageSet) 
 def test_prediction_of_a_point_never_changes_sides(base: Base, unseen: ImageSet) -> None:
     """A batch of another size rounds differently; ART's own check must agree with ours."""
     classifier = KerasClassifier(base.logits)
-    x, y = images(unseen, 40)
+    x, _ = images(unseen, 40)
     together = classifier.predict(x)
     assert all(np.array_equal(classifier.predict(x[i : i + 1])[0], together[i]) for i in range(40))
     assert np.array_equal(KerasClassifier(base.logits).predict(x[:0]), np.zeros((0, 10)))
@@ -129,7 +129,10 @@ def test_tracker_keeps_the_strongest_point_inside_the_ball(seed: int) -> None:
     assert tracker.best.min() >= 0
     assert tracker.best.max() <= 1
     for row in range(3):
-        ranks = [(logits[row].argmax() != y[row], -logits[row, y[row]] + np.logaddexp.reduce(logits[row])) for _, logits in seen]
+        ranks = [
+            (logits[row].argmax() != y[row], -logits[row, y[row]] + np.logaddexp.reduce(logits[row]))
+            for _, logits in seen
+        ]
         strongest = max(range(6), key=lambda i: ranks[i])
         assert np.array_equal(tracker.best[row], seen[strongest][0][row])
 

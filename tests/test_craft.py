@@ -23,9 +23,7 @@ def classifier(base: Base) -> KerasClassifier:
 
 def test_views_are_augmented_before_the_attack(classifier: KerasClassifier, small: ImageSet) -> None:
     done: list[int] = []
-    pairs = craft_pairs(
-        classifier, ATTACK, small, fingerprint="f", preset="shift", views=2, advance=done.append
-    )
+    pairs = craft_pairs(classifier, ATTACK, small, fingerprint="f", preset="shift", views=2, advance=done.append)
     clean, adversarial, y = pairs.take(np.arange(len(pairs)))
     assert len(pairs) == 120 == sum(done)
     assert np.array_equal(y, np.tile(small.y, 2))

@@ -7,8 +7,8 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-
 from conftest import SPLITS
+
 from fixpatch.classifier import KerasClassifier
 from fixpatch.config import FixerConfig, TrainingConfig, attack_named
 from fixpatch.craft import Pairs, craft_pairs
@@ -93,7 +93,9 @@ def test_first_loss_is_equation_3_by_hand(base: Base, pairs: tuple) -> None:
 
     def focal(x: np.ndarray) -> np.ndarray:
         z = base.model.predict(x, verbose=0).astype(np.float64)
-        p = (np.exp(z - z.max(1, keepdims=True)) / np.exp(z - z.max(1, keepdims=True)).sum(1, keepdims=True))[range(8), y]
+        p = (np.exp(z - z.max(1, keepdims=True)) / np.exp(z - z.max(1, keepdims=True)).sum(1, keepdims=True))[
+            range(8), y
+        ]
         return -((1 - p) ** 2) * np.log(p)
 
     _, features = with_features(base.logits, dict.fromkeys(SPLITS, lambda h: h))

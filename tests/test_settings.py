@@ -213,7 +213,7 @@ def test_input_range_of_the_patch_comes_before_the_default(place: Path) -> None:
 @pytest.mark.parametrize("text", ['["base", "patched"]', '"base,patched"'])
 def test_attackers_from_the_file(place: Path, text: str) -> None:
     (place / "fixpatch.toml").write_text(f"[eval]\nattacker = {text}")
-    words = "eval --data small --attack fgsm --limit 10 --json -q".split()
+    words = ["eval", "--data", "small", "--attack", "fgsm", "--limit", "10", "--json", "-q"]
     scores = json.loads(call(*words).stdout)["result"]["scores"]
     assert {score["attacker"] for score in scores} == {"none", "base", "patched"}
     words += ["--attacker", "patched"]
@@ -223,7 +223,7 @@ def test_attackers_from_the_file(place: Path, text: str) -> None:
 
 @pytest.mark.parametrize("value", ["base,patched", "base patched"])
 def test_attackers_from_the_variable(place: Path, value: str) -> None:
-    words = "eval --data small --attack fgsm --limit 10 --json -q".split()
+    words = ["eval", "--data", "small", "--attack", "fgsm", "--limit", "10", "--json", "-q"]
     scores = json.loads(call(*words, FIXPATCH_ATTACKER=value).stdout)["result"]["scores"]
     assert {score["attacker"] for score in scores} == {"none", "base", "patched"}
 

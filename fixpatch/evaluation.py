@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from fixpatch.patches import Patch
 from fixpatch.results import Evaluation, Listener, Rate, Score
 
 PARTS = 5
+GAP = 0.1
 Array = np.ndarray
 
 
@@ -195,4 +196,16 @@ def _warnings(
             found.append(
                 f"{score.attack} leaves the base {left:.0f} % of what it gets right: a weak attack proves little"
             )
-    return tuple(found)
+    return (*found, *_gaps(scores))
+
+
+def _gaps(scores: Sequence[Score]) -> Iterator[str]:
+    """Say where one who attacks the patched model itself does far better than one who knows the base only."""
+    left = {(s.attack, s.attacker): s.accuracy.value or 0.0 for s in scores if s.model == "patch"}
+    for (attack, attacker), value in left.items():
+        known = left.get((attack, "base"), 0.0)
+        if attacker == "patched" and value < known - GAP:
+            yield (
+                f"{attack} made on the patched model leaves it {100 * value:.0f} % ({100 * known:.0f} % when made on the "
+                "base): the patch stops attackers who have the base, not those who have the patch"
+            )

@@ -1,0 +1,128 @@
+"""The main job: a patch that helps, a base that stays, the same bytes each time."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from conftest import QUICK, SPLITS
+
+import fixpatch
+from fixpatch import patchfile
+from fixpatch.config import build_recipe
+from fixpatch.data import ImageSet
+from fixpatch.errors import DataError, ModelError, SettingError
+from fixpatch.models import Base, as_base
+from fixpatch.training import measure_base, train_recipe
+
+
+def test_patch_wins_accuracy_back_and_the_base_is_bit_identical(base: Base, digits: tuple, unseen: ImageSet) -> None:
+    before = [np.array(weight) for weight in base.model.get_weights()]
+    fingerprint = base.fingerprint
+    patch = fixpatch.train(base, digits[1].take(range(200)), SPLITS, attack="pgd", eps="30/255", steps=8, views=1)
+    assert all(np.array_equal(a, b) for a, b in zip(before, base.model.get_weights(), strict=True))
+    assert all(layer.trainable for layer in base.model.layers)
+    assert fixpatch.models._fingerprint(base.calls) == fingerprint
+    result = fixpatch.evaluate(base, patch, digits[2].take(range(100)), attacks=[patch.manifest.attack])
+    figures = {(s.model, s.attacker): s.accuracy.value for s in result.scores}
+    assert figures["base", "base"] < 0.2
+    assert figures["patch", "base"] > figures["base", "base"] + 0.25
+    assert figures["patch", "none"] > 0.8
+
+
+def test_the_same_run_gives_the_same_bytes(model_file: Path, small: ImageSet, patch_file: Path) -> None:
+    again = fixpatch.train(fixpatch.load(model_file), small, SPLITS, **QUICK)
+    assert patchfile.to_bytes(again.content) == patch_file.read_bytes()
+    other = fixpatch.train(fixpatch.load(model_file), small, SPLITS, **QUICK, seed=1)
+    assert patchfile.to_bytes(other.content) != patch_file.read_bytes()
+
+
+def test_patch_records_what_shaped_it(model_file: Path, small: ImageSet) -> None:
+    settings = {"delta": 0.5, "compression": 8, "activation": "tanh", "distill_weight": 0.0, "augment": "none"}
+    patch = fixpatch.train(
+        fixpatch.load(model_file), small, SPLITS[:1], attack="fgsm", **{**QUICK, "steps": None}, **settings
+    )
+    manifest = patch.manifest
+    assert (manifest.fixer.delta, manifest.fixer.compression, manifest.fixer.activation) == (0.5, 8, "tanh")
+    assert (manifest.training.distill_weight, manifest.data.augment) == (0.0, "none")
+    assert (manifest.attack.name, manifest.attack.eps, manifest.attack.steps) == ("fgsm", 40 / 255, 1)
+    assert [split.path for split in manifest.splits] == ["res_block_1"]
+    assert manifest.splits[0].final_relu
+    assert manifest.class_names == tuple("0123456789")
+    assert manifest.images == len(patch.content.hashes) == 50
+    assert patch.content.weights["res_block_1"]["down/kernel"].shape == (1, 1, 32, 4)
+    assert len(patch.held_out) == 10
+
+
+def test_without_holdout_everything_trains_and_the_last_epoch_counts(model_file: Path, small: ImageSet) -> None:
+    patch = fixpatch.train(fixpatch.load(model_file), small, SPLITS, attack="fgsm", eps="40/255", holdout=0, epochs=2)
+    assert (patch.manifest.images, patch.held_out, patch.facts.best_epoch) == (60, (), 2)
+    assert patch.facts.measured_on == "training"
+    assert patch.facts.history[0].val_clean is None
+
+
+def test_a_batch_is_never_larger_than_the_data(model_file: Path, small: ImageSet) -> None:
+    patch = fixpatch.train(
+        fixpatch.load(model_file),
+        small.take(range(12)),
+        SPLITS,
+        attack="fgsm",
+        holdout=0,
+        views=1,
+        epochs=1,
+        batch_size=999,
+    )
+    assert patch.facts.history[0].loss > 0
+
+
+def test_range_is_measured_where_the_model_does_not_tell(base: Base, unseen: ImageSet) -> None:
+    image = keras.Input((8, 8, 1))
+    wide = as_base(keras.Model(image, base.model(image / 255.0)))
+    assert (wide.input_range, wide.range_source) == ((0.0, 255.0), "graph")
+    assert measure_base(base, unseen).input_range == (0.0, 1.0)
+    shifted = keras.layers.EinsumDense("bhwc,cd->bhwd", (8, 8, 1), bias_axes="d", name="shift")
+    hidden = keras.Model(image, base.model(shifted(image)))
+    shifted.set_weights([np.full((1, 1), 0.5), np.full(1, 0.5)])
+    guessed = measure_base(as_base(hidden), unseen)
+    assert (guessed.input_range, guessed.range_source) == ((-1.0, 1.0), "measured")
+
+
+def test_base_no_better_than_chance_is_refused_with_the_likely_causes(base: Base, unseen: ImageSet) -> None:
+    reversed_labels = replace(unseen, y=(unseen.y + 1) % 10)
+    with pytest.raises(DataError, match=r"chance is 10.0 %.*--input-range.*--classes"):
+        fixpatch.train(base, reversed_labels, SPLITS)
+
+
+def test_refusals_come_before_the_work(base: Base, small: ImageSet) -> None:
+    with pytest.raises(ModelError, match="Did you mean 'res_block_1'"):
+        fixpatch.train(base, small, ["res_blok_1"])
+    with pytest.raises(SettingError, match="no setting 'epoch'.*Did you mean 'epochs'"):
+        fixpatch.train(base, small, SPLITS, epoch=3)
+
+
+class Interrupt(fixpatch.results.Listener):
+    """Interrupts after so many steps, of crafting and training together."""
+
+    def __init__(self, steps: int) -> None:
+        self.left = steps
+
+    def advance(self, steps: int) -> None:
+        self.left -= steps
+        if self.left < 0:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("steps", [30, 61, 64])
+def test_interrupted_run_resumes_to_the_same_bytes(
+    model_file: Path, small: ImageSet, patch_file: Path, tmp_path: Path, steps: int
+) -> None:
+    recipe = build_recipe(SPLITS, **QUICK)
+    with pytest.raises(KeyboardInterrupt):
+        train_recipe(fixpatch.load(model_file), small, recipe, tmp_path, listener=Interrupt(steps))
+    patch = train_recipe(fixpatch.load(model_file), small, recipe, tmp_path, resume=True)
+    assert patchfile.to_bytes(patch.content) == patch_file.read_bytes()
+    with pytest.raises(SettingError, match="other settings"):
+        train_recipe(fixpatch.load(model_file), small, build_recipe(SPLITS, **QUICK, delta=0.1), tmp_path, resume=True)
