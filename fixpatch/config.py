@@ -145,6 +145,8 @@ def attack_named(name: str, *, eps: float | str | None = None, **changes: Any) -
     require_choice(name, tuple(PAPER_ATTACKS), "--attack")
     config = AttackConfig(name=name, **PAPER_ATTACKS[name])
     given = {key: value for key, value in changes.items() if value is not None}
+    if "eps_step" in given:
+        given["eps_step"] = parse_fraction(given["eps_step"], "--eps-step")
     if eps is not None:
         radius = parse_fraction(eps, "--eps")
         given = {"eps_step": min(1.0, config.eps_step * radius / config.eps) or 1.0, **given, "eps": radius}

@@ -206,6 +206,6 @@ def _gaps(scores: Sequence[Score]) -> Iterator[str]:
         known = left.get((attack, "base"), 0.0)
         if attacker == "patched" and value < known - GAP:
             yield (
-                f"{attack} made on the patched model leaves it {100 * value:.0f} % ({100 * known:.0f} % when made on the "
-                "base): the patch stops attackers who have the base, not those who have the patch"
+                f"{attack} made on the patched model leaves it {100 * value:.0f} %, on the base {100 * known:.0f} %: "
+                "the patch stops attackers who have the base, not those who have the patch"
             )

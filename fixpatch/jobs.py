@@ -26,6 +26,7 @@ from fixpatch.training import read_images, train_recipe, versions
 from fixpatch.vetting import MODEL_SUFFIXES
 
 PATCH = Path("patch.h5")
+MORE_SPACE = "Free some space or name another place with --out."
 Range = tuple[float, float] | None
 
 
@@ -108,7 +109,7 @@ def _state_beside(out: Path) -> Iterator[Path]:
             shutil.rmtree(state, ignore_errors=True)
         if isinstance(error, FixpatchError):
             raise
-        hint = f"What is finished stays in '{state}'; mend this and go on with --resume." if kept else ""
+        hint = f"What is finished stays in '{state}'; mend this and go on with --resume." if kept else MORE_SPACE
         reason = error.strerror or str(error).split(" (")[0]
         raise FixpatchError(f"Cannot keep the run in '{state}': {reason}.", hint) from error
     shutil.rmtree(state, ignore_errors=True)

@@ -88,7 +88,7 @@ class Figures:
         measured_on: `holdout` (these images chose the epoch) or `training`.
         base_clean, patch_clean: On the images as they are.
         base_robust, patch_robust: On the adversarial images.
-        best_epoch: The epoch whose weights the file holds.
+        best_epoch: The epoch whose weights the file holds, counted from 1.
     """
 
     measured_on: str

@@ -6,8 +6,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
 
 @dataclass(frozen=True)
 class Rate:
@@ -21,7 +19,8 @@ class Rate:
     @classmethod
     def of(cls, hits: Iterable[bool]) -> Rate:
         """Return the share of True in `hits`, one entry per image."""
-        from scipy.stats import binomtest  # half a second of imports that `show` does not need
+        import numpy as np  # with scipy, most of a second of imports that `--help` and `show` do not need
+        from scipy.stats import binomtest
 
         hits = np.asarray(hits, bool)
         if not hits.size:

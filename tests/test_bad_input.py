@@ -145,7 +145,7 @@ def test_split(words: str, message: str, hint: str) -> None:
 
 
 def test_no_split() -> None:
-    refused("train --data small", r"No split is named\.", "Pass --split")
+    refused("train --data small --out new.h5", r"No split is named\.", "Pass --split")
 
 
 MODELS = [
@@ -320,7 +320,7 @@ def test_no_space_for_the_model() -> None:
 @pytest.mark.parametrize("size", [500, 5_000])
 def test_no_space_for_the_run(size: int) -> None:
     with largest_file(size):
-        refused(TRAIN, r"Cannot keep", ".*")
+        refused(TRAIN, "Cannot keep", "Free some space")
 
 
 def test_resume_with_other_settings(

@@ -175,6 +175,9 @@ def test_papers_settings() -> None:
 
 def test_own_step_is_not_scaled() -> None:
     assert attack_named("pgd", eps="1/2", eps_step=0.25).eps_step == 0.25
+    assert attack_named("pgd", eps_step="1/4").eps_step == 0.25
+    with pytest.raises(SettingError, match="--eps-step is 'far', not a number"):
+        attack_named("pgd", eps_step="far")
 
 
 def test_scaled_step_stays_within_the_range() -> None:

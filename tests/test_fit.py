@@ -12,9 +12,10 @@ from conftest import SPLITS
 from fixpatch.classifier import KerasClassifier
 from fixpatch.config import FixerConfig, TrainingConfig, attack_named
 from fixpatch.craft import Pairs, craft_pairs
-from fixpatch.fit import PairBatches, PairModel, fit_modules, shuffled, with_features
+from fixpatch.fit import PairBatches, fit_modules, shuffled
 from fixpatch.graft import build_modules, frozen
 from fixpatch.models import Base
+from fixpatch.pairmodel import PairModel, with_features
 from fixpatch.patches import read_weights
 from fixpatch.places import choose_places
 from fixpatch.results import Listener

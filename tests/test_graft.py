@@ -12,7 +12,7 @@ import pytest
 from keras import layers, ops
 
 from fixpatch.config import FixerConfig, TrainingConfig
-from fixpatch.fit import PairModel
+from fixpatch.pairmodel import PairModel
 from fixpatch.graft import build_modules, frozen, graft, survey
 from fixpatch.models import Base, as_base
 from fixpatch.places import choose_places
