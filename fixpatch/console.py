@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from fixpatch.errors import FixpatchError
-from fixpatch.results import EpochFacts, Evaluation, Listener, ModelFacts, Rate, Score, TrainingFacts
+from fixpatch.results import Evaluation, ModelFacts, Rate, Score, TrainingFacts
 
 SCHEMA = 1
 UNBOUNDED = 10_000
@@ -64,9 +63,9 @@ def show_json(command: str, version: str, body: Mapping[str, Any]) -> None:
 def show_error(error: FixpatchError) -> None:
     """Print what was wrong and what to do about it."""
     console = err()
-    console.print(f"[bold red]error:[/] {_plain(error.message)}")
+    console.print(f"[bold red]error:[/] {plain(error.message)}")
     if error.hint:
-        console.print(_plain(error.hint))
+        console.print(plain(error.hint))
 
 
 def show_interrupted(line: Sequence[str]) -> None:
@@ -75,7 +74,7 @@ def show_interrupted(line: Sequence[str]) -> None:
     console.print("interrupted; what is finished is kept")
     if line:
         again = ["fixpatch", *(word for word in line if word != "--resume"), "--resume"]
-        console.print(f"go on with: {_plain(shlex.join(again))}", soft_wrap=True)
+        console.print(f"go on with: {plain(shlex.join(again))}", soft_wrap=True)
 
 
 def per_cent(share: float | None) -> str:
@@ -106,7 +105,7 @@ def show_model(facts: ModelFacts, name: str, every_layer: bool) -> None:
     console = out()
     low, high = facts.input_range
     origin = {"assumed": "assumed; --input-range sets it", "graph": "read from the model", "given": "as given"}
-    console.print(f"[bold]{_plain(name)}[/]")
+    console.print(f"[bold]{plain(name)}[/]")
     for label, value in (
         ("classes", str(facts.classes)),
         ("input", f"{size_of(facts.input_shape)}, {facts.data_format}"),
@@ -120,9 +119,9 @@ def show_model(facts: ModelFacts, name: str, every_layer: bool) -> None:
     table = _table("layer", "kind", ("output", "right"), ("fixer", "right"), ("% of base", "right"), ">= 0")
     others = _table("no fixer after", "kind", ("output", "right"), "because it")
     for layer in facts.layers:
-        row = _plain(layer.path), layer.kind, size_of(layer.shape)
+        row = plain(layer.path), layer.kind, size_of(layer.shape)
         if layer.cost is None:
-            others.add_row(*row, _plain(layer.reason))
+            others.add_row(*row, plain(layer.reason))
         else:
             table.add_row(*row, f"{layer.cost:,}", per_cent(layer.share), "yes" if layer.non_negative else "-")
     for shown in (table, others):  # where a line is too long, fold the kind rather than a usual name
@@ -141,7 +140,7 @@ def show_training(facts: TrainingFacts, path: Path, quiet: bool = False) -> None
     )
     share = per_cent(facts.trainable / facts.parameters)
     console.print(
-        f"{_plain(str(path))}: {facts.trainable:,} of {facts.parameters:,} parameters ({share} %), "
+        f"{plain(str(path))}: {facts.trainable:,} of {facts.parameters:,} parameters ({share} %), "
         f"epoch {facts.best_epoch}"
     )
     table = _table("", ("clean %", "right"), ("robust %", "right"))
@@ -200,12 +199,12 @@ def _budget(score: Score) -> str:
 def show_patch(facts: Mapping[str, Any], path: Path) -> None:
     """Print what a patch file says about itself."""
     console = out()
-    console.print(f"[bold]{_plain(str(path))}[/]")
+    console.print(f"[bold]{plain(str(path))}[/]")
     _show_facts({name: value for name, value in facts.items() if name != "splits" and not isinstance(value, Mapping)})
     table = _table("split", ("features", "right"), "dtype", "relu", ("parameters", "right"), ("bytes", "right"))
     for split in facts["splits"]:
         relu, size = _brief("", split["final_relu"]), (f"{split['parameters']:,}", f"{split['bytes']:,}")
-        table.add_row(_plain(split["path"]), size_of(split["shape"]), split["dtype_policy"], relu, *size)
+        table.add_row(plain(split["path"]), size_of(split["shape"]), split["dtype_policy"], relu, *size)
     console.print(table)
     for name, value in facts.items():
         if isinstance(value, Mapping):
@@ -216,7 +215,7 @@ def show_patch(facts: Mapping[str, Any], path: Path) -> None:
 def _show_facts(facts: Mapping[str, Any]) -> None:
     width = max(map(len, facts), default=0)
     for name, value in facts.items():
-        out().print(f"  {name:<{width}}  {_plain(_brief(name, value))}")
+        out().print(f"  {name:<{width}}  {plain(_brief(name, value))}")
 
 
 WRITTEN: dict[str, Callable[[Any], str]] = {
@@ -243,7 +242,7 @@ def _brief(name: str, value: Any) -> str:
 def show_warnings(warnings: tuple[str, ...], quiet: bool) -> None:
     """Print warnings to stderr."""
     for warning in warnings:
-        err(quiet).print(f"[yellow]warning:[/] {_plain(warning)}")
+        err(quiet).print(f"[yellow]warning:[/] {plain(warning)}")
 
 
 def _table(*columns: str | tuple[str, str]) -> Table:
@@ -255,60 +254,9 @@ def _table(*columns: str | tuple[str, str]) -> Table:
     return table
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Keep brackets in names from being read as markup."""
     return text.replace("[", r"\[")
-
-
-class ProgressListener(Listener):
-    """Shows stages and epochs on stderr: a bar in a terminal, a line per stage and epoch elsewhere."""
-
-    def __init__(self, console: Console) -> None:
-        self.console = console
-        self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=None),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal or console.quiet,
-        )
-        self.task: Any = None
-
-    def stage(self, name: str, total: int) -> None:
-        """Begin a bar."""
-        if self.task is not None:
-            self.progress.remove_task(self.task)
-        self.task = self.progress.add_task(name, total=total)
-        if not self.console.is_terminal:
-            self.console.print(f"{name} ({total})")
-
-    def advance(self, steps: int) -> None:
-        """Move the bar."""
-        if self.task is not None:
-            self.progress.advance(self.task, steps)
-
-    def epoch(self, facts: EpochFacts, epochs: int) -> None:
-        """Print an epoch's figures."""
-        clean, robust, on = facts.clean, facts.robust, "training"
-        if facts.val_clean is not None and facts.val_robust is not None:
-            clean, robust, on = facts.val_clean, facts.val_robust, "hold-out"
-        figures = f"clean {per_cent(clean)} %  robust {per_cent(robust)} %"
-        self.console.print(f"epoch {facts.epoch:>3}/{epochs}  loss {facts.loss:.3f}  {on} {figures}")
-
-    def say(self, text: str) -> None:
-        """Print a note."""
-        self.console.print(_plain(text))
-
-
-@contextmanager
-def progress(quiet: bool) -> Iterator[Listener]:
-    """Yield a listener that shows progress while the block runs."""
-    listener = ProgressListener(err(quiet))
-    with listener.progress:
-        yield listener
 
 
 def as_result(value: Any) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from fixpatch.basecheck import measure_base
 from fixpatch.classifier import KerasClassifier
 from fixpatch.config import ATTACKERS, AttackConfig, attack_named, require_choice
 from fixpatch.craft import SHARD, Pairs, classify, craft_pairs
@@ -71,6 +72,7 @@ def evaluate(
         )
     if patch is not None and base.range_source != "given":
         base = base.with_range(patch.manifest.input_range, "patch")
+    base = measure_base(base, data)
     started = time.perf_counter()
     models = _models(base, patch, data)
     listener.stage("attacking", len(data) * len(configs) * len(attackers))

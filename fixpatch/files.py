@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,18 @@ def require_free(path: Path, force: bool) -> None:
         raise SettingError(f"'{path}' exists already.", "Pass --force to replace it, or name another file.")
     if not path.parent.is_dir():
         raise SettingError(f"'{path.parent}', the folder to write '{path.name}' in, does not exist.")
+
+
+def require_room(folder: Path, needed: int, what: str) -> None:
+    """Check that `folder`'s disk has room for `needed` bytes: the HDF5 library crashes on a full disk.
+
+    Raises:
+        FixpatchError: It has not.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        size = f"{needed / 1e6:,.0f} MB are needed, {free / 1e6:,.0f} MB are free"
+        raise FixpatchError(f"Cannot write {what} in '{folder}': {size}.", "Free some space or name another place.")
 
 
 @contextmanager

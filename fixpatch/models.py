@@ -16,7 +16,7 @@ import numpy as np
 
 from fixpatch import vetting
 from fixpatch.errors import ModelError, SettingError
-from fixpatch.files import written_whole
+from fixpatch.files import require_free, require_room, written_whole
 from fixpatch.graph import Call, activation_name, as_numbers, calls, class_name, constants, is_graph, producer
 from fixpatch.heads import logits_view
 from fixpatch.places import Place, list_places
@@ -138,6 +138,8 @@ def save_model(model: keras.Model, path: Path, force: bool = False) -> None:
         raise SettingError(
             f"'{path}' does not end in .keras or .h5.", "Name the model file with one of these suffixes."
         )
+    require_free(path, force)
+    require_room(path.parent, int(1.2 * 4 * model.count_params()), f"'{path.name}'")
     with written_whole(path, force) as beside:
         if path.suffix == ".keras":
             model.save(beside)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -89,7 +90,7 @@ def _validated(content: dict[str, Any], path: Path) -> ProjectFile:
     from pydantic import TypeAdapter, ValidationError
 
     try:
-        return TypeAdapter(ProjectFile).validate_python(content, extra="forbid")
+        return TypeAdapter(ProjectFile).validate_json(json.dumps(content, default=str), strict=True, extra="forbid")
     except ValidationError as error:
         faults: dict[str, list[str]] = {}
         for fault in error.errors():

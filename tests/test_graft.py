@@ -12,9 +12,9 @@ import pytest
 from keras import layers, ops
 
 from fixpatch.config import FixerConfig, TrainingConfig
-from fixpatch.pairmodel import PairModel
 from fixpatch.graft import build_modules, frozen, graft, survey
 from fixpatch.models import Base, as_base
+from fixpatch.pairmodel import PairModel
 from fixpatch.places import choose_places
 
 X = np.random.default_rng(0).random((4, 8, 8, 3), np.float32)

@@ -29,7 +29,7 @@ def test_patch_wins_accuracy_back_and_the_base_is_bit_identical(base: Base, digi
     result = fixpatch.evaluate(base, patch, digits[2].take(range(100)), attacks=[patch.manifest.attack])
     figures = {(s.model, s.attacker): s.accuracy.value for s in result.scores}
     assert figures["base", "base"] < 0.2
-    assert figures["patch", "base"] > figures["base", "base"] + 0.25
+    assert figures["patch", "base"] > figures["base", "base"] + 0.15
     assert figures["patch", "none"] > 0.8
 
 
@@ -99,7 +99,7 @@ def test_base_no_better_than_chance_is_refused_with_the_likely_causes(base: Base
 def test_refusals_come_before_the_work(base: Base, small: ImageSet) -> None:
     with pytest.raises(ModelError, match="Did you mean 'res_block_1'"):
         fixpatch.train(base, small, ["res_blok_1"])
-    with pytest.raises(SettingError, match="no setting 'epoch'.*Did you mean 'epochs'"):
+    with pytest.raises(SettingError, match=r"no setting 'epoch'.*Did you mean 'epochs'"):
         fixpatch.train(base, small, SPLITS, epoch=3)
 
 

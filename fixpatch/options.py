@@ -1,0 +1,75 @@
+"""What the command line takes: every option as a type, and the small languages of their values."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fixpatch.config import AUGMENTS, LABELS, PAPER_ATTACKS, TARGETS, parse_fraction
+from fixpatch.errors import SettingError
+
+
+def option(flag: str, help_text: str, *more: str) -> Any:
+    """Declare `--flag`, settable as `FIXPATCH_FLAG` too."""
+    name = flag.split("/", maxsplit=1)[0].strip("-").replace("-", "_").upper()
+    return typer.Option(flag, *more, help=help_text, envvar=f"FIXPATCH_{name}", show_envvar=False)
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, for errors too.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No talk and no progress on stderr.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace files that exist.")]
+Model = Annotated[Path, typer.Argument(envvar="FIXPATCH_MODEL", show_envvar=False, help="A .keras or .h5 model.")]
+Data = Annotated[Path | None, option("--data", "Folder with a folder per class, or an .npz with x and y.")]
+Classes = Annotated[str | None, option("--classes", "Class names in the model's own order, with commas.")]
+InputRange = Annotated[str | None, option("--input-range", "Lowest and highest input value, such as 0,255.")]
+Skip = Annotated[bool, option("--skip-unreadable", "Leave out images that cannot be decoded.")]
+Eps = Annotated[str | None, option("--eps", "Radius as a fraction of the input range: 8/255 or 0.03.")]
+EpsStep = Annotated[str | None, option("--eps-step", "First step, in the same unit.")]
+Steps = Annotated[int | None, option("--steps", "Iterations of the attack.")]
+Restarts = Annotated[int | None, option("--restarts", "Random starts per image, the worst kept.")]
+AttackLabels = Annotated[str | None, option("--attack-labels", f"Labels to attack: {' | '.join(LABELS)}.")]
+Seed = Annotated[int, option("--seed", "Fixes split, augmentation, attacks and training.")]
+
+# Of `train` alone.
+Split = Annotated[str, option("--split", "Layers to put a fixer after, with commas.")]
+PatchOut = Annotated[Path, option("--out", "The patch file to write.", "-o")]
+SaveModel = Annotated[Path | None, option("--save-model", "Write the patched model too.")]
+Attack = Annotated[str, option("--attack", f"Attack that makes the pairs: {', '.join(PAPER_ATTACKS)}.")]
+Delta = Annotated[float | None, option("--delta", "Scale of the correction, 0 to 1.")]
+Compression = Annotated[int | None, option("--compression", "Channels are compressed by this factor.")]
+Activation = Annotated[str | None, option("--activation", "Of the second convolution: linear | tanh.")]
+FinalRelu = Annotated[str | None, option("--final-relu", "ReLU after the sum: auto | always | never.")]
+Initializer = Annotated[str | None, option("--initializer", "Of the second convolution: zeros | glorot_uniform.")]
+DistillWeight = Annotated[float | None, option("--distill-weight", "Weight of equation 4 in equation 3.")]
+DistillTarget = Annotated[str | None, option("--distill-target", f"Equation 4's target: {' | '.join(TARGETS)}.")]
+Augment = Annotated[str | None, option("--augment", f"Before the attack: {' | '.join(AUGMENTS)}.")]
+Views = Annotated[int | None, option("--views", "Augmented views per image, each attacked once.")]
+Epochs = Annotated[int | None, option("--epochs", "Passes over the pairs, at most.")]
+BatchSize = Annotated[int | None, option("--batch-size", "Pairs per step.")]
+LearningRate = Annotated[float | None, option("--learning-rate", "Peak of the schedule.")]
+Patience = Annotated[int | None, option("--patience", "Epochs without a better hold-out score before it stops.")]
+Holdout = Annotated[float | None, option("--holdout", "Share kept for validation; 0 trains on everything.")]
+GroupBy = Annotated[str | None, option("--group-by", "Regular expression on paths; a match stays on one side.")]
+Hashes = Annotated[bool, option("--hashes/--no-hashes", "Keep the images' content hashes in the patch.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")]
+
+
+def parse_names(text: str | None) -> tuple[str, ...]:
+    """Read `a,b`."""
+    return tuple(name.strip() for name in text.split(",") if name.strip()) if text else ()
+
+
+def parse_range(text: str | None) -> tuple[float, float] | None:
+    """Read `0,255`.
+
+    Raises:
+        SettingError: `text` is not two numbers.
+    """
+    if text is None:
+        return None
+    ends = [parse_fraction(part.strip(), "--input-range") for part in text.split(",")]
+    if len(ends) != 2:
+        raise SettingError(f"--input-range is '{text}'; expected two numbers such as 0,255.")
+    return ends[0], ends[1]
