@@ -20,9 +20,8 @@ def main(model: str, small: str, test: str, splits: str = "res_block_1,res_block
 
     scores = fixpatch.evaluate(base, patch, test, attacks=[patch.manifest.attack], attackers=["base", "patched"])
     for score in scores.scores:
-        print(
-            f"{score.model:<6} {score.attack:<8} made on {score.attacker:<8} accuracy {100 * score.accuracy.value:5.1f} %"
-        )
+        made = f"{score.attack:<8} made on {score.attacker:<8}"
+        print(f"{score.model:<6} {made} accuracy {100 * score.accuracy.value:5.1f} %")
     for warning in scores.warnings:
         print("warning:", warning)
 

@@ -13,8 +13,10 @@ from fixpatch.errors import DataError, FixpatchError, ModelError, PatchError, Se
 if TYPE_CHECKING:
     from fixpatch.attacks import ATTACKS as ATTACKS
     from fixpatch.classifier import KerasClassifier as KerasClassifier
+    from fixpatch.data import ImageSet as ImageSet
     from fixpatch.evaluation import evaluate as evaluate
     from fixpatch.models import Base as Base
+    from fixpatch.models import as_base as as_base
     from fixpatch.models import load as load
     from fixpatch.patches import Patch as Patch
     from fixpatch.patches import load_patch as load_patch
@@ -25,8 +27,10 @@ __version__ = "0.1.0"
 _HOMES = {
     "ATTACKS": "attacks",
     "Base": "models",
+    "ImageSet": "data",
     "KerasClassifier": "classifier",
     "Patch": "patches",
+    "as_base": "models",
     "evaluate": "evaluation",
     "load": "models",
     "load_patch": "patches",
@@ -38,12 +42,14 @@ __all__ = [
     "Base",
     "DataError",
     "FixpatchError",
+    "ImageSet",
     "KerasClassifier",
     "ModelError",
     "Patch",
     "PatchError",
     "SettingError",
     "__version__",
+    "as_base",
     "evaluate",
     "load",
     "load_patch",

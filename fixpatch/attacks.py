@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import keras
 import numpy as np
 from art.attacks import evasion
 from art.attacks.evasion import auto_projected_gradient_descent
@@ -40,7 +39,7 @@ def attack_images(
     """
     x = np.asarray(x, np.float32)
     predicted = classifier.predict(x).argmax(1)
-    y = predicted if config.labels == "predicted" else np.asarray(y)
+    y = predicted if config.attack_labels == "predicted" else np.asarray(y)
     adversarial, standing = x.copy(), predicted == y
     loss = np.full(len(x), -np.inf, np.float32)
     for restart in range(max(1, config.restarts)):
@@ -128,7 +127,7 @@ def _cw(config: AttackConfig, classifier: KerasClassifier, x: Array, y: Array) -
     ART takes one image at a time and assumes inputs in [0, 1].
     """
     low, high = classifier.clip_values
-    unit = _in_unit_range(classifier)
+    unit = classifier.unit_range
     attack = evasion.CarliniLInfMethod(unit, max_iter=config.steps, verbose=False, **CW_SEARCH)
     eps, _ = _units(config, classifier)
     whole = Tracker(x, y, eps, classifier.clip_values, stop_when_broken=False)
@@ -148,16 +147,6 @@ CW_SEARCH = {
     "const_factor": 2.0,
     "decrease_factor": 0.5,
 }
-
-
-def _in_unit_range(classifier: KerasClassifier) -> KerasClassifier:
-    """Return a classifier of the same model whose inputs are in [0, 1]."""
-    low, high = classifier.clip_values
-    if (low, high) == (0, 1):
-        return classifier
-    image = keras.Input(classifier._logits.inputs[0].shape[1:])
-    scaled = keras.layers.Rescaling(float(high - low), float(low))(image)
-    return KerasClassifier(keras.Model(image, classifier._logits(scaled)), batch_size=classifier.batch_size)
 
 
 ATTACKS: dict[str, Callable[[AttackConfig, KerasClassifier, Array, Array], Tracker]] = {

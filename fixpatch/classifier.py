@@ -10,6 +10,7 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import keras
@@ -128,7 +129,13 @@ class Tracker:
         """Return which image each point belongs to: attacks keep the order, or drop images that they have broken."""
         if len(points) == len(self.x):
             return np.arange(len(self.x))
-        return np.array([np.abs(self.x - point).reshape(len(self.x), -1).max(1).argmin() for point in points], int)
+        rows, start = [], 0
+        for point in points:
+            distance = np.abs(self.x[start:] - point).reshape(len(self.x) - start, -1).max(1)
+            rows.append(start + int(distance.argmin()))
+            # The order stays, so that of two equal images the second point belongs to the second.
+            start = min(rows[-1] + 1, len(self.x) - 1)
+        return np.array(rows, int)
 
     def project(self, points: Array, rows: Array) -> tuple[Array, Array]:
         """Return the points projected into their image's ball, and which of them really moved."""
@@ -159,7 +166,7 @@ class KerasClassifier(ClassGradientsMixin, ClassifierMixin, LossGradientsMixin, 
     Args:
         model: A Keras classifier with a softmax, sigmoid or logits head.
         input_range: Lowest and highest input value.
-        batch_size: Images per compiled call; memory does not grow beyond it.
+        batch_size: Images per compiled call; beside these, at most 256 MiB of gradients are remembered.
     """
 
     def __init__(
@@ -179,6 +186,16 @@ class KerasClassifier(ClassGradientsMixin, ClassifierMixin, LossGradientsMixin, 
     def input_shape(self) -> tuple[int, ...]:
         """Shape of one image as the model takes it."""
         return tuple(size or 32 for size in self._logits.inputs[0].shape[1:])
+
+    @cached_property
+    def unit_range(self) -> KerasClassifier:
+        """A classifier of the same model whose inputs are in [0, 1], which some of ART's attacks assume."""
+        low, high = self.clip_values
+        if (low, high) == (0, 1):
+            return self
+        image = keras.Input(self._logits.inputs[0].shape[1:])
+        scaled = keras.layers.Rescaling(float(high - low), float(low))(image)
+        return KerasClassifier(keras.Model(image, self._logits(scaled)), batch_size=self.batch_size)
 
     def fit(self, x: Array, y: Array, **kwargs: Any) -> None:
         """Refuse: fixpatch trains patches, never the base."""

@@ -184,7 +184,7 @@ def apply(
         body = {"out": str(out), "base": base.fingerprint, "patches": [str(path) for path in patches]}
         console.show_json("apply", __version__, {"result": body})
     else:
-        console.out().print(str(out))
+        console.out().print(console.plain(str(out)))
     if len(patches) > 1:
         console.err(quiet).print(
             "note: these patches have not been evaluated together; run fixpatch eval on the result"
@@ -217,7 +217,7 @@ def evaluate(
     """Measure base and patched model side by side, attacked by one who knows the base and one who knows the patch."""
     limits = opt.parse_range(input_range)
     jobs = load_jobs()
-    budget = {"eps": eps, "eps_step": eps_step, "steps": steps, "restarts": restarts, "labels": attack_labels}
+    budget = {"eps": eps, "eps_step": eps_step, "steps": steps, "restarts": restarts, "attack_labels": attack_labels}
     with progress(quiet) as listener:
         result = jobs.evaluate_files(
             model,

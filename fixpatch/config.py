@@ -99,8 +99,8 @@ class AttackConfig:
         eps: Radius as a fraction of the model's input range, in (0, 1].
         eps_step: First step, in the same unit.
         steps: Iterations.
-        restarts: Random starts per image, the worst kept; 0 starts at the image itself.
-        labels: Attack the `true` label, or the attacked model's own `predicted` one.
+        restarts: Random starts per image, the worst kept; 0 starts at the image itself (autopgd: at least 1).
+        attack_labels: Attack the `true` label, or the attacked model's own `predicted` one.
     """
 
     name: str = "autopgd"
@@ -108,12 +108,12 @@ class AttackConfig:
     eps_step: float = 0.005
     steps: int = 25
     restarts: int = 1
-    labels: str = "true"
+    attack_labels: str = "true"
     norm: str = "inf"
 
     def __post_init__(self) -> None:
         require_choice(self.name, tuple(PAPER_ATTACKS), "--attack")
-        require_choice(self.labels, LABELS, "--attack-labels")
+        require_choice(self.attack_labels, LABELS, "--attack-labels")
         if not 0 < self.eps <= 1:
             raise SettingError(
                 f"--eps is {_brief(self.eps)}; it has to be above 0 and at most 1.",
@@ -122,7 +122,7 @@ class AttackConfig:
         if not 0 < self.eps_step <= 1:
             raise SettingError(f"--eps-step is {_brief(self.eps_step)}; it has to be above 0 and at most 1.")
         require_range(self.steps, 1, math.inf, "--steps")
-        require_range(self.restarts, 0, math.inf, "--restarts")
+        require_range(self.restarts, int(self.name.startswith("autopgd")), math.inf, "--restarts")
 
 
 PAPER_ATTACKS: dict[str, dict[str, Any]] = {
@@ -131,6 +131,17 @@ PAPER_ATTACKS: dict[str, dict[str, Any]] = {
     "fgsm": {"eps_step": 8 / 255, "steps": 1, "restarts": 0},
     "pgd": {"steps": 50, "restarts": 0},
     "cw": {"restarts": 0},
+}
+
+
+BUDGET = ("eps", "eps_step", "steps", "restarts")
+# What an attack takes of a budget; the rest would be recorded and not used.
+TAKES = {
+    "autopgd": ("eps", "eps_step", "steps", "restarts"),
+    "autopgd-16": ("eps", "eps_step", "steps", "restarts"),
+    "fgsm": ("eps", "restarts"),
+    "pgd": ("eps", "eps_step", "steps", "restarts"),
+    "cw": ("eps", "steps"),
 }
 
 
@@ -145,6 +156,10 @@ def attack_named(name: str, *, eps: float | str | None = None, **changes: Any) -
     require_choice(name, tuple(PAPER_ATTACKS), "--attack")
     config = AttackConfig(name=name, **PAPER_ATTACKS[name])
     given = {key: value for key, value in changes.items() if value is not None}
+    unused = [key for key in given if key in BUDGET and key not in TAKES[name]]
+    if unused:
+        flag = f"--{unused[0].replace('_', '-')}"
+        raise SettingError(f"{name} has no {flag}.", f"It takes {', '.join(TAKES[name])}.")
     if "eps_step" in given:
         given["eps_step"] = parse_fraction(given["eps_step"], "--eps-step")
     if eps is not None:
@@ -191,7 +206,7 @@ class TrainingConfig:
         distill_weight: Weight of equation 4 in equation 3.
         distill_target: What the features are pulled to: the base's on the clean image (`natural`), or on the
             same input (`same-input`, equation 4 as printed).
-        patience: Epochs without a better hold-out score before training stops.
+        patience: Epochs without a better hold-out score before training stops, in the second half of `epochs`.
         seed: Fixes split, augmentation, attacks and training.
     """
 
@@ -200,7 +215,7 @@ class TrainingConfig:
     learning_rate: float = 3e-3
     distill_weight: float = 1.0
     distill_target: str = "natural"
-    patience: int = 10
+    patience: int = 5
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -224,7 +239,6 @@ class Recipe:
     training: TrainingConfig
 
 
-BUDGET = ("eps", "eps_step", "steps", "restarts")
 RECIPE = frozenset(
     [
         *(field.name for kind in (FixerConfig, DataConfig, TrainingConfig) for field in fields(kind)),
@@ -249,4 +263,4 @@ def build_recipe(splits: Iterable[str], *, attack: str = "autopgd", **settings: 
     if given:
         name = next(iter(given))
         raise SettingError(f"There is no setting '{name}'.", did_you_mean(name, sorted(RECIPE)))
-    return Recipe(tuple(splits), parts[0], attack_named(attack, labels=labels, **budget), parts[1], parts[2])
+    return Recipe(tuple(splits), parts[0], attack_named(attack, attack_labels=labels, **budget), parts[1], parts[2])

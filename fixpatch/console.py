@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from fixpatch.errors import FixpatchError
@@ -191,7 +192,7 @@ def _made_on(attacker: str) -> str:
 
 def _budget(score: Score) -> str:
     more = f", {score.restarts} restarts" if score.restarts > 1 else ""
-    more += "" if score.labels == "true" else f", {score.labels} labels"
+    more += "" if score.attack_labels == "true" else f", {score.attack_labels} labels"
     plural = "s" if score.steps > 1 else ""
     return f"{score.attack}: l_{score.norm} eps {eps_of(score.eps)}, {score.steps} step{plural}{more}"
 
@@ -256,7 +257,7 @@ def _table(*columns: str | tuple[str, str]) -> Table:
 
 def plain(text: str) -> str:
     """Keep brackets in names from being read as markup."""
-    return text.replace("[", r"\[")
+    return escape(text)
 
 
 def as_result(value: Any) -> dict[str, Any]:

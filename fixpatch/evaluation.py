@@ -10,14 +10,15 @@ from typing import Any
 
 import numpy as np
 
+from fixpatch.attacks import attack_images
 from fixpatch.basecheck import measure_base
 from fixpatch.classifier import KerasClassifier
 from fixpatch.config import ATTACKERS, AttackConfig, attack_named, require_choice
-from fixpatch.craft import SHARD, Pairs, classify, craft_pairs
+from fixpatch.craft import classify, view_shards
 from fixpatch.data import ImageSet, load_images
 from fixpatch.errors import SettingError
 from fixpatch.models import Base
-from fixpatch.patches import Patch
+from fixpatch.patches import Patch, require_base
 from fixpatch.results import Evaluation, Listener, Rate, Score
 
 PARTS = 5
@@ -31,7 +32,6 @@ class _Model:
 
     name: str
     classifier: KerasClassifier
-    fingerprint: str
     clean: Array
 
 
@@ -65,7 +65,9 @@ def evaluate(
     listener = listener or Listener()
     configs = [attack_named(attack) if isinstance(attack, str) else attack for attack in attacks]
     attackers = _check_attackers(attackers, patch)
-    names = classes or (patch.manifest.class_names if patch else None)
+    if patch is not None:
+        require_base(patch.manifest, base)
+    names = classes or (patch.manifest.class_names if patch else None) or None
     if not isinstance(data, ImageSet):
         data, _ = load_images(
             Path(data), input_shape=base.image_shape, model_classes=base.classes, classes=names, limit=limit, seed=seed
@@ -81,17 +83,7 @@ def evaluate(
     for config in configs:
         for attacker in attackers:
             target = models[-1] if attacker == "patched" else models[0]
-            pairs = craft_pairs(
-                target.classifier,
-                config,
-                data,
-                fingerprint=target.fingerprint,
-                seed=seed,
-                channels_first=base.channels_first,
-                advance=listener.advance,
-            )
-            for model in models:
-                right = _right(model.classifier, pairs)
+            for model, right in zip(models, _attacked(target, models, config, data, base, seed, listener), strict=True):
                 scores.append(_score(model, models[0], right, seed, _budget(attacker, config)))
                 if model is models[-1]:
                     standing &= right
@@ -117,21 +109,33 @@ def _check_attackers(attackers: Sequence[str], patch: Patch | None) -> list[str]
 
 
 def _models(base: Base, patch: Patch | None, images: ImageSet) -> list[_Model]:
-    found = [("base", base.logits, base.fingerprint)]
+    found = [("base", base.logits)]
     if patch is not None:
-        found.append(("patch", patch.apply(base), f"{base.fingerprint} patched"))
+        found.append(("patch", patch.apply(base)))
     models = []
-    for name, model, fingerprint in found:
+    for name, model in found:
         classifier = KerasClassifier(model, input_range=base.input_range)
-        models.append(
-            _Model(name, classifier, fingerprint, classify(classifier, images, base.channels_first) == images.y)
-        )
+        models.append(_Model(name, classifier, classify(classifier, images, base.channels_first) == images.y))
     return models
 
 
-def _right(classifier: KerasClassifier, pairs: Pairs) -> Array:
-    """Return which adversarial images the classifier gets right, `(N,)`."""
-    return np.concatenate([classifier.predict(bad).argmax(1) == y for _, bad, y in pairs.batches(SHARD)])
+def _attacked(
+    target: _Model,
+    models: Sequence[_Model],
+    config: AttackConfig,
+    images: ImageSet,
+    base: Base,
+    seed: int,
+    listener: Listener,
+) -> list[Array]:
+    """Attack `target` and return for each of `models` which images it gets right then, `(N,)`."""
+    right: list[list[Array]] = [[] for _ in models]
+    for shard in view_shards(images, base.input_range, channels_first=base.channels_first):
+        adversarial = attack_images(config, target.classifier, shard.clean, shard.y, shard.keys, seed=seed)
+        for model, found in zip(models, right, strict=True):
+            found.append(model.classifier.predict(adversarial).argmax(1) == shard.y)
+        listener.advance(len(shard.y))
+    return [np.concatenate(found) for found in right]
 
 
 CLEAN: dict[str, Any] = {
@@ -141,7 +145,7 @@ CLEAN: dict[str, Any] = {
     "norm": "inf",
     "steps": 0,
     "restarts": 0,
-    "labels": "true",
+    "attack_labels": "true",
 }
 
 
@@ -169,7 +173,7 @@ def _score(model: _Model, base: _Model, right: Array, seed: int, made: dict[str,
 
 
 def _budget(attacker: str, config: AttackConfig) -> dict[str, Any]:
-    fields = ("eps", "norm", "steps", "restarts", "labels")
+    fields = ("eps", "norm", "steps", "restarts", "attack_labels")
     return {"attacker": attacker, "attack": config.name, **{name: getattr(config, name) for name in fields}}
 
 

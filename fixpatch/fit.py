@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import csv
-import json
+import math
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 
 from fixpatch.config import TrainingConfig
 from fixpatch.craft import Pairs
+from fixpatch.errors import FixpatchError
 from fixpatch.models import Base
 from fixpatch.pairmodel import PairModel
 from fixpatch.results import EpochFacts, Listener
@@ -20,6 +22,7 @@ from fixpatch.results import EpochFacts, Listener
 Array = np.ndarray
 Row = dict[str, float]
 BEST = "best.weights.h5"
+WEIGHTS = "latest.weights.h5"
 # Measured: docs/choices.md.
 WARMUP = 0.05  # share of the steps
 CLIP = 1.0  # global norm
@@ -68,6 +71,34 @@ class Averager(keras.callbacks.SwapEMAWeights):
     def __init__(self, resumed: bool) -> None:
         super().__init__(swap_on_epoch=True)
         self._ema_weights_in_model = resumed
+
+
+class Checkpoint(keras.callbacks.Callback):
+    """Keeps weights and optimiser of the last finished epoch, whole or not at all, and takes them up again.
+
+    Keras' BackupAndRestore writes in place: cut off there, it leaves a file that loads as far as it goes.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.folder = folder
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Load the last checkpoint: only here has `fit` built all that it restores."""
+        done = _epochs_done(self.folder)
+        if done:
+            self.model.load_weights(_checkpoint(self.folder, done) / WEIGHTS)
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Write beside, rename, and drop the one before."""
+        if not math.isfinite((logs or {}).get("loss", 0.0)):
+            raise FixpatchError("Training diverged: the loss is no number any more.", "Pass a smaller --learning-rate.")
+        beside = self.folder / "unfinished"
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir()
+        self.model.save_weights(beside / WEIGHTS)
+        beside.rename(_checkpoint(self.folder, epoch + 1))
+        shutil.rmtree(_checkpoint(self.folder, epoch), ignore_errors=True)
 
 
 class Stopper(keras.callbacks.EarlyStopping):
@@ -151,6 +182,7 @@ def fit_modules(
                 batches,
                 steps_per_epoch=steps,
                 epochs=config.epochs,
+                initial_epoch=done,
                 validation_data=validation,
                 callbacks=callbacks,
                 shuffle=False,
@@ -182,10 +214,7 @@ def _callbacks(
             keras.callbacks.ModelCheckpoint(folder / BEST, "val_score", mode="max", **best),
             Stopper(history, config),
         ]
-    return [
-        *found,
-        keras.callbacks.BackupAndRestore(folder / "latest", double_checkpoint=True, delete_checkpoint=False),
-    ]
+    return [*found, Checkpoint(folder)]
 
 
 def _close_log(callbacks: list[keras.callbacks.Callback]) -> None:
@@ -205,9 +234,12 @@ def _stopped(model: keras.Model, callbacks: list[keras.callbacks.Callback]) -> b
     return False
 
 
+def _checkpoint(folder: Path, epoch: int) -> Path:
+    return folder / f"epoch-{epoch:06d}"
+
+
 def _epochs_done(folder: Path) -> int:
-    note = folder / "latest" / "training_metadata.json"
-    return int(json.loads(note.read_text())["epoch"]) if note.exists() else 0
+    return max((int(path.name.removeprefix("epoch-")) for path in folder.glob("epoch-*")), default=0)
 
 
 def _history(folder: Path) -> list[Row]:

@@ -12,7 +12,7 @@ from fixpatch.places import Place
 
 
 def final_relu(place: Place, config: FixerConfig) -> bool:
-    """Tell whether a ReLU follows the sum: with `auto` only where it cannot change the base (docs/choices.md)."""
+    """Tell whether a ReLU follows the sum: with `auto` only where it cannot change the base."""
     return {"auto": place.non_negative, "always": True, "never": False}[config.final_relu]
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fixpatch.config import ATTACKERS, PAPER_ATTACKS, AttackConfig, Recipe, attack_named
-from fixpatch.data import ImageSet
+from fixpatch.data import ImageSet, load_images
 from fixpatch.errors import DataError, FixpatchError, SettingError
 from fixpatch.evaluation import evaluate
 from fixpatch.files import require_free
@@ -22,7 +22,7 @@ from fixpatch.patches import Patch, apply_patches, load_patch, require_base
 from fixpatch.places import choose_places
 from fixpatch.results import Evaluation, Listener, ModelFacts
 from fixpatch.runs import RunNote, note_path, read_note, write_note
-from fixpatch.training import read_images, train_recipe, versions
+from fixpatch.training import train_recipe, versions
 from fixpatch.vetting import MODEL_SUFFIXES
 
 PATCH = Path("patch.h5")
@@ -78,13 +78,13 @@ def train_files(
         raise DataError("No images are named.", "Pass --data with a folder of class folders or an npz file.")
     base = load(model, input_range=input_range)
     choose_places(base.model, recipe.splits, base.name)
-    loaded = _load(base, images, recipe.training.seed, images.classes)
+    loaded = _load(base, images, recipe.training.seed, images.classes, listener)
     with _state_beside(out) as state:
         patch = train_recipe(base, loaded, recipe, state, keep_hashes=keep_hashes, resume=resume, listener=listener)
-        patch.save(out, force)
-        write_note(out, _note(patch, model, images, loaded, recipe))
         if patched_model is not None:
             save_model(patch.apply(base), patched_model, force)
+        patch.save(out, force)
+        write_note(out, _note(patch, model, images, loaded, recipe))
     return patch
 
 
@@ -103,14 +103,16 @@ def _state_beside(out: Path) -> Iterator[Path]:
     state = out.with_name(out.name + ".state")
     try:
         yield state
-    except (FixpatchError, OSError) as error:
+    except (FixpatchError, OSError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "errno = " not in str(error):  # how HDF5 reports a full disk
+            raise
         kept = any(state.glob("pairs/*.npy"))
         if not kept:
             shutil.rmtree(state, ignore_errors=True)
         if isinstance(error, FixpatchError):
             raise
         hint = f"What is finished stays in '{state}'; mend this and go on with --resume." if kept else MORE_SPACE
-        reason = error.strerror or str(error).split(" (")[0]
+        reason = getattr(error, "strerror", None) or str(error).split(" (")[0]
         raise FixpatchError(f"Cannot keep the run in '{state}': {reason}.", hint) from error
     shutil.rmtree(state, ignore_errors=True)
 
@@ -175,7 +177,7 @@ def evaluate_files(
         _attack(name, budget or {}, None)
     base = load(model, input_range=input_range)
     path, found = _find_patch(base, patch, listener) if use_patch else (None, None)
-    loaded, source = _find_images(base, images, path, found, seed)
+    loaded, source = _find_images(base, images, path, found, seed, listener)
     return evaluate(
         base,
         found,
@@ -203,31 +205,44 @@ def _find_patch(base: Base, path: Path | None, listener: Listener) -> tuple[Path
     return PATCH, patch
 
 
-def _find_images(base: Base, images: Images, path: Path | None, patch: Patch | None, seed: int) -> tuple[ImageSet, str]:
+def _find_images(
+    base: Base, images: Images, path: Path | None, patch: Patch | None, seed: int, listener: Listener
+) -> tuple[ImageSet, str]:
     names = images.classes or (patch.manifest.class_names if patch else None)
     if images.path is not None:
-        return _load(base, images, seed, names), "given"
+        return _load(base, images, seed, names, listener), "given"
     note = read_note(path) if path else None
     if note is None:
         raise DataError("No images are named, and no training run left a note of its own.", "Pass --data.")
     if not note.held_out:
         raise DataError("The patch was trained on all of its images; none were held out.", "Pass --data with others.")
-    loaded = _load(base, Images(Path(note.data), names, note.skip_unreadable), seed, names)
+    loaded = _load(base, Images(Path(note.data), names, note.skip_unreadable), seed, names, listener)
     if loaded.digest() != note.data_digest or not set(note.held_out) <= set(range(len(loaded))):
         raise DataError(f"The images in '{note.data}' have changed since the patch was trained.", "Pass --data.")
     held_out = loaded.take(note.held_out)
     return held_out.take(stratify(held_out.y, images.limit, seed)), "holdout"
 
 
-def _load(base: Base, images: Images, seed: int, classes: Sequence[str] | None) -> ImageSet:
+def _load(base: Base, images: Images, seed: int, classes: Sequence[str] | None, listener: Listener) -> ImageSet:
     assert images.path is not None
-    return read_images(
-        base, images.path, classes=classes, skip_unreadable=images.skip_unreadable, limit=images.limit, seed=seed
+    loaded, skipped = load_images(
+        images.path,
+        input_shape=base.image_shape,
+        model_classes=base.classes,
+        classes=classes or None,
+        skip_unreadable=images.skip_unreadable,
+        limit=images.limit,
+        seed=seed,
     )
+    if skipped:
+        listener.say(
+            f"skipped {len(skipped)} that cannot be decoded: {', '.join(skipped[:5])}{', ...' * (len(skipped) > 5)}"
+        )
+    return loaded
 
 
 def _attack(name: str, budget: dict[str, Any], patch: Patch | None) -> AttackConfig:
-    given = {key: value for key, value in budget.items() if value is not None}
-    if "eps" not in given and patch is not None and name != "autopgd-16":
-        given["eps"] = patch.manifest.attack.eps
-    return attack_named(name, **given)
+    """Return the attack with the budget that the caller gave, and the patch's own eps where neither says another."""
+    if budget.get("eps") is None and patch is not None and "eps" not in PAPER_ATTACKS[name]:
+        budget = {**budget, "eps": patch.manifest.attack.eps}
+    return attack_named(name, **budget)

@@ -27,6 +27,8 @@ SUFFIXES = {"keras": ".keras", "h5": ".h5"}
 SHAPING = (
     *("strides", "padding", "pool_size", "dilation_rate", "groups", "axis", "epsilon", "size", "interpolation"),
     *("negative_slope", "max_value", "threshold", "scale", "offset", "cropping", "dims", "target_shape"),
+    *("mean", "variance", "invert", "alpha", "height", "width", "crop_to_aspect_ratio", "pad_to_aspect_ratio"),
+    *("recurrent_activation", "go_backwards", "approximate", "rms_scaling", "data_format", "n"),
 )
 
 

@@ -15,7 +15,7 @@ from fixpatch.models import Base
 
 
 class Tap(keras.layers.Layer):
-    """Pass features on and hand them to `record`, wherever in the graph the layer is called."""
+    """Pass features on and hand them to `record`, wherever in the graph and however often the layer is called."""
 
     def __init__(self, record: Callable[[Any], None], **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -30,20 +30,22 @@ class Tap(keras.layers.Layer):
 def with_features(model: keras.Model, modules: Mapping[str, Callable]) -> tuple[keras.Model, Callable[[Any], tuple]]:
     """Graft `modules` and return the grafted model and a function from images to its output and the modules' outputs.
 
-    The features come in call order, once per call, also from inside nested models.
+    The features come in the order of `modules`, a layer's calls in theirs, also from inside nested models. (Two graphs
+    with different modules run parallel branches in different orders.)
     """
-    seen: list[Any] = []
+    seen: dict[str, list[Any]] = {path: [] for path in modules}
 
-    def tapped(module: Callable) -> Callable:
-        tap = Tap(seen.append)
+    def tapped(path: str, module: Callable) -> Callable:
+        tap = Tap(seen[path].append)
         return lambda features: tap(module(features))
 
-    grafted = graft(model, {path: tapped(module) for path, module in modules.items()})
+    grafted = graft(model, {path: tapped(path, module) for path, module in modules.items()})
 
     def run(x: Any) -> tuple[Any, list[Any]]:
-        seen.clear()
+        for found in seen.values():
+            found.clear()
         out = grafted(x, training=False)  # the base stays in inference mode: no dropout, fixed statistics
-        return out, list(seen)
+        return out, [features for found in seen.values() for features in found]
 
     return grafted, run
 

@@ -123,7 +123,7 @@ class Score:
     norm: str
     steps: int
     restarts: int
-    labels: str
+    attack_labels: str
     seed: int
     accuracy: Rate
     robust_accuracy: Rate
@@ -140,7 +140,7 @@ class Evaluation:
     Attributes:
         images: Where they came from: `given`, or `holdout` (these chose the epoch: optimistic).
         overlap: How many of them the patch was trained on, by content; None where the patch holds no hashes.
-        worst: Robust accuracy of the patch per image over every attack and attacker that ran.
+        worst: Robust accuracy of the patch, else of the base, per image over all attacks and attackers that ran.
         warnings: What a reader has to know before believing a figure.
     """
 

@@ -49,6 +49,8 @@ def match_classes(
     Raises:
         DataError: They are not the model's.
     """
+    if len(found) == 1:
+        raise DataError(f"{place} has one class only, '{found[0]}'; expected two or more.")
     if classes is None and len(found) != model_classes:
         more = len(found) > model_classes
         hint = "Remove those that it does not know." if more else "Pass --classes with the model's own order."

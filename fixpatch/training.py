@@ -33,7 +33,10 @@ from fixpatch.patchfile import PatchContent
 from fixpatch.places import choose_places
 from fixpatch.results import Listener, Rate, TrainingFacts
 
-PACKAGES = ("fixpatch", "keras", "tensorflow", "adversarial-robustness-toolbox", "albumentations", "numpy")
+PACKAGES = (
+    *("fixpatch", "keras", "tensorflow", "jax", "torch", "adversarial-robustness-toolbox", "albumentations"),
+    *("opencv-python-headless", "pillow", "scikit-learn", "numpy"),
+)
 
 
 def train(
@@ -201,8 +204,8 @@ def _content(
 
 
 def versions() -> dict[str, str]:
-    """Return the version of every package that shapes a patch."""
-    found = {}
+    """Return the version of every package that shapes a patch, and the backend of Keras that ran."""
+    found = {"backend": keras.backend.backend()}
     for package in PACKAGES:
         try:
             found[package] = importlib.metadata.version(package)
@@ -224,7 +227,13 @@ def _claim_folder(folder: Path, recipe: Recipe, base: Base, images: ImageSet, re
     Pairs are named after all that shaped them, so those of an earlier run are never wrong and stay.
     """
     note = folder / "settings.json"
-    settings = {**asdict(recipe), "base": base.fingerprint, "images": images.digest(), "range": list(base.input_range)}
+    settings = {
+        **asdict(recipe),
+        "versions": versions(),
+        "base": base.fingerprint,
+        "images": images.digest(),
+        "range": list(base.input_range),
+    }
     text = json.dumps(settings, sort_keys=True)
     if resume and note.exists() and note.read_text() != text:
         raise SettingError(
@@ -238,4 +247,5 @@ def _claim_folder(folder: Path, recipe: Recipe, base: Base, images: ImageSet, re
     note.write_text(text)
     views = recipe.data.views + 1
     pairs = 2 * 4 * len(images) * views * int(np.prod(images.x.shape[1:]))
-    require_room(folder, pairs + 4 * 4 * base.parameters, "pairs and checkpoints")
+    there = sum(path.stat().st_size for path in (folder / "pairs").iterdir())
+    require_room(folder, max(0, pairs - there) + 4 * 4 * base.parameters, "pairs and checkpoints")

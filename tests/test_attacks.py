@@ -53,7 +53,7 @@ def test_autopgd_is_at_least_as_strong_as_pgd_and_pgd_as_fgsm(classifier: KerasC
 @pytest.mark.parametrize("name", ["autopgd", "pgd", "fgsm"])
 def test_an_image_alone_and_among_others_gives_the_same(base: Base, unseen: ImageSet, name: str) -> None:
     x, y, keys = unseen.to_range((0, 1)), unseen.y, unseen.hashes()
-    attack = attack_named(name, eps=EPS, steps=6 if name != "fgsm" else 1, restarts=2)
+    attack = attack_named(name, eps=EPS, steps=None if name == "fgsm" else 6, restarts=2)
     together = attack_images(attack, KerasClassifier(base.logits), x, y, keys, seed=3, view=1)
     for row in (0, 17, 39):
         one = slice(row, row + 1)
@@ -109,7 +109,7 @@ def test_wrong_images_stay_as_they_are(classifier: KerasClassifier, unseen: Imag
 def test_predicted_labels_are_the_attacked_models_own(classifier: KerasClassifier, unseen: ImageSet) -> None:
     x, keys = unseen.to_range((0, 1))[:8], unseen.hashes()[:8]
     predicted = classifier.predict(x).argmax(1)
-    attack = attack_named("pgd", eps=EPS, steps=4, labels="predicted")
+    attack = attack_named("pgd", eps=EPS, steps=4, attack_labels="predicted")
     wrong = (predicted + 1) % 10
     by_prediction = attack_images(attack, classifier, x, wrong, keys)
     by_label = attack_images(attack_named("pgd", eps=EPS, steps=4), classifier, x, predicted, keys)

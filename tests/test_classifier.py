@@ -144,6 +144,13 @@ def test_tracker_finds_the_image_of_a_point_after_rows_are_dropped() -> None:
     assert np.array_equal(tracker.rows(x[kept] + 0.05), kept)
 
 
+def test_of_two_equal_images_each_gets_its_own_point() -> None:
+    x = np.zeros((3, 2, 2, 1), np.float32)
+    x[0] = 1
+    tracker = Tracker(x, np.zeros(3, int), 0.1, (0.0, 1.0), stop_when_broken=False)
+    assert np.array_equal(tracker.rows(x[1:]), [1, 2])
+
+
 def test_points_outside_the_ball_are_judged_where_they_land(base: Base, unseen: ImageSet) -> None:
     x, y = images(unseen, 4)
     classifier = KerasClassifier(base.logits)

@@ -113,7 +113,7 @@ REFUSED = [
     *((FixerConfig, "delta", value, "--delta") for value in (-0.1, 1.1, math.nan, math.inf, HUGE)),
     *((FixerConfig, "compression", value, "--compression") for value in (0, -1, math.nan, math.inf)),
     (AttackConfig, "name", "autopdg", "--attack"),
-    (AttackConfig, "labels", "wrong", "--attack-labels"),
+    (AttackConfig, "attack_labels", "wrong", "--attack-labels"),
     *((AttackConfig, "eps", value, "--eps") for value in (0, -0.1, 1.0001, math.nan, math.inf, HUGE)),
     *((AttackConfig, "eps_step", value, "--eps-step") for value in (0, -0.1, 1.0001, math.nan, HUGE)),
     *((AttackConfig, "steps", value, "--steps") for value in (0, -1, math.inf)),
@@ -158,7 +158,7 @@ def test_step_scales_with_eps(name: str) -> None:
     paper = attack_named(name)
     half = attack_named(name, eps=paper.eps / 2)
     assert half.eps_step == pytest.approx(paper.eps_step / 2)
-    assert (half.steps, half.restarts, half.labels) == (paper.steps, paper.restarts, paper.labels)
+    assert (half.steps, half.restarts, half.attack_labels) == (paper.steps, paper.restarts, paper.attack_labels)
 
 
 def test_papers_settings() -> None:
@@ -195,7 +195,7 @@ def test_recipe_sorts_settings_into_their_places() -> None:
         ["a", "b"], attack="pgd", eps="1/255", attack_labels="predicted", delta=0.5, views=7, epochs=2, seed=3
     )
     assert recipe.splits == ("a", "b")
-    assert (recipe.attack.name, recipe.attack.eps, recipe.attack.labels) == ("pgd", 1 / 255, "predicted")
+    assert (recipe.attack.name, recipe.attack.eps, recipe.attack.attack_labels) == ("pgd", 1 / 255, "predicted")
     assert (recipe.fixer.delta, recipe.data.views, recipe.training.epochs, recipe.training.seed) == (0.5, 7, 2, 3)
 
 
@@ -218,3 +218,18 @@ def test_every_name_of_a_recipe_is_accepted() -> None:
         values |= {field.name: field.default for field in fields(kind) if field.name not in values}
     assert set(values) == RECIPE
     assert build_recipe(["a"], **values).attack.name == "pgd"
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "value"),
+    [("fgsm", "steps", 50), ("fgsm", "eps_step", 0.01), ("cw", "restarts", 5), ("cw", "eps_step", 0.1)],
+)
+def test_what_an_attack_does_not_use_is_refused_and_not_recorded(name: str, field: str, value: float) -> None:
+    with pytest.raises(SettingError, match=f"{name} has no --{field.replace('_', '-')}"):
+        attack_named(name, **{field: value})
+
+
+def test_autopgd_always_starts_at_random() -> None:
+    with pytest.raises(SettingError, match="--restarts"):
+        attack_named("autopgd", restarts=0)
+    assert attack_named("pgd", restarts=0).restarts == 0

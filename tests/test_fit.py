@@ -12,6 +12,7 @@ from conftest import SPLITS
 from fixpatch.classifier import KerasClassifier
 from fixpatch.config import FixerConfig, TrainingConfig, attack_named
 from fixpatch.craft import Pairs, craft_pairs
+from fixpatch.errors import FixpatchError
 from fixpatch.fit import PairBatches, fit_modules, shuffled
 from fixpatch.graft import build_modules, frozen
 from fixpatch.models import Base
@@ -24,13 +25,14 @@ CONFIG = TrainingConfig(epochs=4, batch_size=16, patience=2)
 
 
 @pytest.fixture(scope="module")
-def pairs(model_file: Path, small: object) -> tuple[Pairs, Pairs]:
+def pairs(model_file: Path, small: object, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pairs, Pairs]:
     import fixpatch
 
     base = fixpatch.load(model_file)
     classifier = KerasClassifier(base.logits)
     attack = attack_named("fgsm", eps="40/255")
-    made = [craft_pairs(classifier, attack, small.take(rows), fingerprint="f") for rows in (range(40), range(40, 60))]
+    kept = {"fingerprint": "f", "folder": tmp_path_factory.mktemp("pairs")}
+    made = [craft_pairs(classifier, attack, small.take(rows), **kept) for rows in (range(40), range(40, 60))]
     return made[0], made[1]
 
 
@@ -59,12 +61,11 @@ def same(one: dict, other: dict) -> bool:
     return all(np.array_equal(one[path][name], other[path][name]) for path in one for name in one[path])
 
 
-@pytest.mark.parametrize("holdout", [True, False])
-@pytest.mark.parametrize("steps", [2, 4, 7])
+@pytest.mark.parametrize(("steps", "holdout"), [(2, True), (4, True), (7, False)])
 def test_interrupted_anywhere_ends_in_the_same_weights(
     base: Base, pairs: tuple, tmp_path: Path, steps: int, holdout: bool
 ) -> None:
-    used = pairs if holdout else (pairs[0], Pairs((), np.zeros(0, int)))
+    used = pairs if holdout else (pairs[0], Pairs((), (), np.zeros(0, int)))
     whole, history, chosen = fitted(base, used, CONFIG, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
         fitted(base, used, CONFIG, tmp_path / "cut", Interrupt(steps))
@@ -73,6 +74,59 @@ def test_interrupted_anywhere_ends_in_the_same_weights(
     assert (history, chosen) == (again, chosen_again)
     finished, _, _ = fitted(base, used, CONFIG, tmp_path / "cut")
     assert same(whole, finished), "a run that was cut off after its last epoch gives the same too"
+
+
+def test_interrupted_inside_a_checkpoint_resumes_from_the_one_before(
+    base: Base, pairs: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, _, _ = fitted(base, pairs, CONFIG, tmp_path / "whole")
+    save, calls = keras.Model.save_weights, []
+
+    def cut_off(model: keras.Model, filepath: Path, *args: object, **kwargs: object) -> None:
+        calls.append(filepath)
+        save(model, filepath, *args, **kwargs)
+        if len([name for name in calls if "latest" in str(name)]) == 2:
+            Path(filepath).write_bytes(Path(filepath).read_bytes()[:1000])
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(keras.Model, "save_weights", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        fitted(base, pairs, CONFIG, tmp_path / "cut")
+    monkeypatch.undo()
+    assert [path.name for path in (tmp_path / "cut").glob("epoch-*")] == ["epoch-000001"]
+    resumed, _, _ = fitted(base, pairs, CONFIG, tmp_path / "cut")
+    assert same(whole, resumed)
+
+
+def test_stops_early_but_never_in_the_first_half(base: Base, pairs: tuple, tmp_path: Path) -> None:
+    never_better = TrainingConfig(epochs=8, batch_size=40, patience=1, learning_rate=1e-12)
+    _, history, chosen = fitted(base, pairs, never_better, tmp_path / "fit")
+    assert (len(history), chosen) == (6, 1), "epochs 1 to 4 do not count, 5 sets the mark, 6 is no better"
+    assert TrainingConfig().patience < TrainingConfig().epochs / 2, "the default can stop early"
+
+
+def test_divergence_is_an_error_with_a_remedy(base: Base, pairs: tuple, tmp_path: Path) -> None:
+    with pytest.raises(FixpatchError, match="--learning-rate"):
+        fitted(base, pairs, TrainingConfig(epochs=3, learning_rate=1e30), tmp_path / "fit")
+
+
+def test_features_are_matched_by_split_however_branches_run() -> None:
+    """A fixer makes its branch deeper, so that the patched graph runs the branches in another order."""
+    image = keras.Input((4, 4, 2))
+    long = keras.layers.Conv2D(3, 1, activation="relu", name="a")(image)
+    long = keras.layers.Conv2D(3, 1, activation="relu", name="b")(keras.layers.ReLU()(keras.layers.ReLU()(long)))
+    short = keras.layers.Conv2D(3, 1, activation="relu", name="c")(image)
+    scores = keras.layers.Dense(2)(keras.layers.GlobalAveragePooling2D()(keras.layers.Add()([long, short])))
+    model = keras.Model(image, scores)
+    splits = ("c", "b", "a")
+    deep = {path: keras.Sequential([keras.layers.ReLU() for _ in range(n)]) for n, path in enumerate(splits, 1)}
+    x = keras.ops.convert_to_tensor(np.random.default_rng(0).random((2, 4, 4, 2), np.float32))
+    _, fixed = with_features(model, deep)
+    _, plain = with_features(model, dict.fromkeys(splits, lambda features: features))
+    for one, other, path in zip(fixed(x)[1], plain(x)[1], splits, strict=True):
+        alone = keras.Model(model.inputs[0], model.get_layer(path).output)(x)
+        assert np.array_equal(one, alone)
+        assert np.array_equal(other, alone)
 
 
 def test_base_is_bit_identical_and_fixers_moved(base: Base, pairs: tuple, tmp_path: Path) -> None:

@@ -199,7 +199,7 @@ def test_manifest_keys_are_those_of_schema_1() -> None:
     assert keys == {
         "splits": {"path", "shape", "rank", "channels_axis", "data_format", "dtype_policy", "final_relu"},
         "fixer": {"module", "delta", "compression", "activation", "final_relu", "initializer"},
-        "attack": {"name", "eps", "eps_step", "steps", "restarts", "labels", "norm"},
+        "attack": {"name", "eps", "eps_step", "steps", "restarts", "attack_labels", "norm"},
         "data": {"augment", "views", "holdout", "group_by"},
         "training": {
             *("epochs", "batch_size", "learning_rate", "distill_weight", "distill_target", "patience", "seed"),
