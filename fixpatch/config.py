@@ -135,7 +135,7 @@ PAPER_ATTACKS: dict[str, dict[str, Any]] = {
 
 
 BUDGET = ("eps", "eps_step", "steps", "restarts")
-# What an attack takes of a budget; the rest would be recorded and not used.
+# What an attack takes of a budget.
 TAKES = {
     "autopgd": ("eps", "eps_step", "steps", "restarts"),
     "autopgd-16": ("eps", "eps_step", "steps", "restarts"),
@@ -148,7 +148,8 @@ TAKES = {
 def attack_named(name: str, *, eps: float | str | None = None, **changes: Any) -> AttackConfig:
     """Return the paper's attack of that name, with what is not None in `changes` in place of its settings.
 
-    Another `eps` scales the step with it, so that the attack still crosses the ball.
+    Another `eps` scales the step with it, so that the attack still crosses the ball. A setting that the attack has no
+    use for is checked and left out, so that a figure never carries a budget that was not spent.
 
     Raises:
         SettingError: Unknown name, or a value out of its range.
@@ -156,16 +157,16 @@ def attack_named(name: str, *, eps: float | str | None = None, **changes: Any) -
     require_choice(name, tuple(PAPER_ATTACKS), "--attack")
     config = AttackConfig(name=name, **PAPER_ATTACKS[name])
     given = {key: value for key, value in changes.items() if value is not None}
-    unused = [key for key in given if key in BUDGET and key not in TAKES[name]]
-    if unused:
-        flag = f"--{unused[0].replace('_', '-')}"
-        raise SettingError(f"{name} has no {flag}.", f"It takes {', '.join(TAKES[name])}.")
     if "eps_step" in given:
         given["eps_step"] = parse_fraction(given["eps_step"], "--eps-step")
     if eps is not None:
         radius = parse_fraction(eps, "--eps")
         given = {"eps_step": min(1.0, config.eps_step * radius / config.eps) or 1.0, **given, "eps": radius}
-    return replace(config, **given)
+    checked = replace(config, **given)
+    unused = {key: getattr(config, key) for key in BUDGET if key not in TAKES[name]}
+    if name == "fgsm":
+        unused["eps_step"] = checked.eps  # its one step
+    return replace(checked, **unused)
 
 
 @dataclass(frozen=True)

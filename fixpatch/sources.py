@@ -50,7 +50,7 @@ def match_classes(
         DataError: They are not the model's.
     """
     if len(found) == 1:
-        raise DataError(f"{place} has one class only, '{found[0]}'; expected two or more.")
+        raise DataError(f"{place} has images of one class, '{found[0]}'; expected two or more.")
     if classes is None and len(found) != model_classes:
         more = len(found) > model_classes
         hint = "Remove those that it does not know." if more else "Pass --classes with the model's own order."

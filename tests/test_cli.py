@@ -108,7 +108,7 @@ def test_lines_leave_their_files_and_no_others(four: Lines) -> None:
 def test_inspect_lists_the_splits(four: Lines) -> None:
     lines = four.results["inspect"].stdout.splitlines()
     assert [line.split() for line in lines if line.startswith("res_block_1 ")] == [
-        ["res_block_1", "Add", "4x4x32", "2,600", "1.9", "yes"]
+        ["res_block_1", "Add", "4x4x32", "2,600", "3.7", "yes"]
     ]
     assert not any(line.startswith("output ") for line in lines)
     assert four.results["inspect"].stderr == ""
@@ -116,7 +116,7 @@ def test_inspect_lists_the_splits(four: Lines) -> None:
 
 def test_train_reports_base_and_patch(four: Lines) -> None:
     out = four.results["train"].stdout
-    assert "patch.h5: 12,920 of 153,362 parameters (8.4 %)" in out
+    assert "patch.h5: 12,920 of 83,666 parameters (15.4 %)" in out
     assert [line.split()[0] for line in out.splitlines()[2:4]] == ["base", "patch"]
     assert "10 hold-out images, which chose the epoch" in out
     assert four.results["train"].stderr.count("epoch ") == 2

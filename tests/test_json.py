@@ -87,7 +87,7 @@ def test_inspect(results: dict[str, Any]) -> None:
         "shape": [4, 4, 32],
         "non_negative": True,
         "cost": 2600,
-        "share": pytest.approx(2600 / 140442),
+        "share": pytest.approx(2600 / 70746),
         "reason": "",
     }
     assert (by_path["output"]["cost"], by_path["output"]["share"]) == (None, None)
