@@ -18,6 +18,7 @@ import numpy as np
 from art.estimators.classification.classifier import ClassGradientsMixin, ClassifierMixin
 from art.estimators.estimator import BaseEstimator, LossGradientsMixin
 
+from fixpatch.errors import SettingError
 from fixpatch.heads import logits_view
 
 Array = np.ndarray
@@ -44,9 +45,11 @@ def value_and_gradient(model: keras.Model, objective: Callable[[Any, Any], Any])
         A function from images `(B, ...)` float32 and class ids `(B,)` int32 to values `(B,)`, logits `(B, classes)` and
         the gradient of each image's value with respect to that image, all numpy float32.
     """
-    return {"tensorflow": _with_tensorflow, "jax": _with_jax, "torch": _with_torch}[keras.backend.backend()](
-        model, objective
-    )
+    compilers = {"tensorflow": _with_tensorflow, "jax": _with_jax}
+    backend = keras.backend.backend()
+    if backend not in compilers:
+        raise SettingError(f"Keras runs on {backend}; fixpatch attacks on TensorFlow or JAX.", "Set KERAS_BACKEND.")
+    return compilers[backend](model, objective)
 
 
 def _with_tensorflow(model: keras.Model, objective: Callable) -> Callable:
@@ -86,19 +89,6 @@ def _with_jax(model: keras.Model, objective: Callable) -> Callable:
         room = (1 << (size - 1).bit_length()) - size  # a new batch size compiles anew: round it up to a power of two
         pad = lambda part: np.concatenate([part, np.repeat(part[:1], room, axis=0)])  # noqa: E731
         return tuple(np.asarray(part)[:size] for part in compiled(trainable, fixed, pad(x), pad(y)))
-
-    return run
-
-
-def _with_torch(model: keras.Model, objective: Callable) -> Callable:
-    import torch
-
-    def run(x: Array, y: Array) -> tuple:
-        points = keras.ops.convert_to_tensor(x).detach().requires_grad_(True)
-        logits = model(points, training=False)
-        value = objective(logits, keras.ops.convert_to_tensor(y))
-        (gradient,) = torch.autograd.grad(value.sum(), points)
-        return tuple(part.detach().cpu().numpy() for part in (value, logits, gradient))
 
     return run
 

@@ -177,10 +177,10 @@ def show_evaluation(result: Evaluation, quiet: bool = False) -> None:
         "attack", "made on", *((model, "right") for model in models), *((f"{m}, right", "right") for m in models)
     )
     for (attack, attacker), scores in rows.items():
-        parts = [f"{per_cent(s.parts_mean)} +- {per_cent(s.parts_std)}" for s in scores.values()]
-        table.add_row(
-            attack, _made_on(attacker), *parts, *(per_cent(s.accuracy_base_right.value) for s in scores.values())
-        )
+        everywhere = [(s.parts_mean, s.parts_std) for s in scores.values()]
+        base_right = [(s.parts_mean_base_right, s.parts_std_base_right) for s in scores.values()]
+        cells = [f"{per_cent(mean)} +- {per_cent(std)}" for mean, std in everywhere + base_right]
+        table.add_row(attack, _made_on(attacker), *cells)
     console.print(table)
     console.print(f"worst robust accuracy per image, over all of these: [bold]{with_interval(result.worst)} %[/]")
     show_warnings(result.warnings, quiet)

@@ -157,8 +157,8 @@ def _score(model: _Model, base: _Model, right: Array, seed: int, made: dict[str,
         made: Attacker, attack and budget.
     """
     both = model.clean & right
-    mixed = np.random.default_rng(seed).permutation(right)  # images come sorted by class
-    parts = [part.mean() for part in np.array_split(mixed, PARTS) if part.size]
+    mean, std = _parts(right, seed)
+    mean_base_right, std_base_right = _parts(right[base.clean], seed)
     return Score(
         model=model.name,
         **made,
@@ -167,9 +167,18 @@ def _score(model: _Model, base: _Model, right: Array, seed: int, made: dict[str,
         robust_accuracy=Rate.of(both),
         accuracy_base_right=Rate.of(right[base.clean]),
         robust_accuracy_base_right=Rate.of(both[base.clean]),
-        parts_mean=float(np.mean(parts)),
-        parts_std=float(np.std(parts)),
+        parts_mean=mean,
+        parts_std=std,
+        parts_mean_base_right=mean_base_right,
+        parts_std_base_right=std_base_right,
     )
+
+
+def _parts(right: Array, seed: int) -> tuple[Any, Any]:
+    """Return mean and standard deviation (over the parts themselves, as numpy's) of the share in five equal parts."""
+    mixed = np.random.default_rng(seed).permutation(right)  # images come sorted by class
+    parts = [part.mean() for part in np.array_split(mixed, PARTS) if part.size]
+    return (float(np.mean(parts)), float(np.std(parts))) if parts else (None, None)
 
 
 def _budget(attacker: str, config: AttackConfig) -> dict[str, Any]:

@@ -114,6 +114,7 @@ class Score:
         robust_accuracy: Right when clean and right under attack.
         accuracy_base_right, robust_accuracy_base_right: The same on images that the base gets right when clean.
         parts_mean, parts_std: Mean and standard deviation of `accuracy` over five equal parts (paper: table 1).
+        parts_mean_base_right, parts_std_base_right: The same of `accuracy_base_right`; None without such images.
     """
 
     model: str
@@ -131,6 +132,8 @@ class Score:
     robust_accuracy_base_right: Rate
     parts_mean: float
     parts_std: float
+    parts_mean_base_right: float | None
+    parts_std_base_right: float | None
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ def test_readme_shows_the_four_lines_and_only_real_commands() -> None:
 
 
 @pytest.mark.slow
-def test_demo_and_then_the_four_lines_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_demo_and_then_the_four_lines_as_written(tmp_path: Path) -> None:
     folder = tmp_path / "example"
     run = [sys.executable, "-m", "fixpatch"]
     subprocess.run([*run, "demo", str(folder)], check=True)
@@ -62,5 +62,9 @@ def test_demo_and_then_the_four_lines_as_written(tmp_path: Path, monkeypatch: py
         "patched.keras",
     }
     for line in FOUR_LINES:
-        subprocess.run([*run, *line.split()[1:]], cwd=folder, check=True)
+        said = subprocess.run([*run, *line.split()[1:]], cwd=folder, check=True, capture_output=True, text=True).stdout
     assert (folder / "patch.h5").read_bytes() == (folder / "demo-results" / "patch.h5").read_bytes()
+    clean, attacked, _ = [row.split() for row in said.splitlines() if re.match("clean  |autopgd  ", row)][:3]
+    assert float(attacked[2]) < 20, "the base falls"
+    assert float(attacked[4]) > 40, "the patch helps"
+    assert float(clean[4]) > 85, "and keeps what the base could"

@@ -54,6 +54,9 @@ def test_figures_are_those_of_a_count_by_hand(result: Evaluation, base: Base, pa
     assert score.accuracy_base_right == Rate.of(attacked[base_right])
     assert score.robust_accuracy_base_right == Rate.of((clean & attacked)[base_right])
     assert score.parts_mean == pytest.approx(attacked.mean())
+    assert score.parts_mean_base_right == pytest.approx(attacked[base_right].mean(), abs=0.02), (
+        "parts of 39 or 40 images"
+    )
     assert result.worst.value <= score.robust_accuracy.value
 
 

@@ -27,6 +27,7 @@ EPOCH = {"epoch", "loss", "distill", "clean", "robust", "val_clean", "val_robust
 EVALUATION = {"n", "seed", "images", "overlap", "scores", "worst", "warnings", "seconds"}
 SCORE = {"model", "attacker", "attack", "eps", "norm", "steps", "restarts", "attack_labels", "seed", "accuracy"}
 SCORE |= {"robust_accuracy", "accuracy_base_right", "robust_accuracy_base_right", "parts_mean", "parts_std"}
+SCORE |= {"parts_mean_base_right", "parts_std_base_right"}
 PATCH = {"schema", "splits", "fixer", "attack", "data", "training", "base", "class_names", "input_range", "images"}
 PATCH |= {"figures", "versions", "hashes"}
 SPLIT = {"path", "shape", "rank", "channels_axis", "data_format", "dtype_policy", "final_relu", "parameters", "bytes"}
