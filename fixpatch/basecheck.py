@@ -1,14 +1,22 @@
-"""Can the base classify these images at all, and in which input range?"""
+"""A base and its images: load them in its shape, and ask whether and in which input range it can classify them."""
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 from fixpatch.classifier import KerasClassifier
 from fixpatch.craft import classify
-from fixpatch.data import ImageSet
+from fixpatch.data import ImageSet, load_images
 from fixpatch.errors import DataError
 from fixpatch.models import Base
 from fixpatch.ranges import CANDIDATES
 from fixpatch.results import Rate
+
+
+def read_images(base: Base, data: str | Path, **options: Any) -> ImageSet:
+    """Load labelled images for `base`; options as for `data.load_images`."""
+    return load_images(Path(data), input_shape=base.image_shape, model_classes=base.classes, **options)[0]
 
 
 def measure_base(base: Base, images: ImageSet) -> Base:

@@ -1,7 +1,7 @@
 """The estimator that ART's unmodified attacks drive: compiled, batched, remembering, tracking the strongest iterate.
 
 ART's own Keras estimators do not work with Keras 3, and its TensorFlow one ignores the batch size and computes every
-gradient eagerly. This one derives from ART's neutral mixins: numpy in, numpy out, on any Keras backend.
+gradient eagerly. This one derives from ART's neutral mixins: numpy in, numpy out, with Keras on TensorFlow or JAX.
 """
 
 from __future__ import annotations

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from fixpatch.attacks import attack_images
-from fixpatch.basecheck import measure_base
+from fixpatch.basecheck import measure_base, read_images
 from fixpatch.classifier import KerasClassifier
 from fixpatch.config import ATTACKERS, AttackConfig, attack_named, require_choice
 from fixpatch.craft import classify, view_shards
-from fixpatch.data import ImageSet, load_images
+from fixpatch.data import ImageSet
 from fixpatch.errors import SettingError
 from fixpatch.models import Base
 from fixpatch.patches import Patch, require_base
@@ -67,13 +67,11 @@ def evaluate(
     attackers = _check_attackers(attackers, patch)
     if patch is not None:
         require_base(patch.manifest, base)
-    names = classes or (patch.manifest.class_names if patch else None) or None
+        classes = classes or patch.manifest.class_names or None
+        if base.range_source != "given":
+            base = base.with_range(patch.manifest.input_range, "patch")
     if not isinstance(data, ImageSet):
-        data, _ = load_images(
-            Path(data), input_shape=base.image_shape, model_classes=base.classes, classes=names, limit=limit, seed=seed
-        )
-    if patch is not None and base.range_source != "given":
-        base = base.with_range(patch.manifest.input_range, "patch")
+        data = read_images(base, data, classes=classes, limit=limit, seed=seed)
     base = measure_base(base, data)
     started = time.perf_counter()
     models = _models(base, patch, data)

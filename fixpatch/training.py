@@ -16,11 +16,11 @@ from typing import Any
 import keras
 import numpy as np
 
-from fixpatch.basecheck import measure_base
+from fixpatch.basecheck import measure_base, read_images
 from fixpatch.classifier import KerasClassifier
 from fixpatch.config import Recipe, build_recipe
 from fixpatch.craft import SHARD, Pairs, craft_pairs
-from fixpatch.data import ImageSet, load_images
+from fixpatch.data import ImageSet
 from fixpatch.errors import SettingError
 from fixpatch.files import require_room
 from fixpatch.fit import fit_modules
@@ -33,6 +33,7 @@ from fixpatch.patchfile import PatchContent
 from fixpatch.places import choose_places
 from fixpatch.results import Listener, Rate, TrainingFacts
 
+NOTE = "settings.json"
 PACKAGES = (
     *("fixpatch", "keras", "tensorflow", "jax", "torch", "adversarial-robustness-toolbox", "albumentations"),
     *("opencv-python-headless", "pillow", "scikit-learn", "numpy"),
@@ -89,15 +90,13 @@ def train_recipe(
         SettingError: `resume` with other settings, images or base than the interrupted run's.
     """
     places = choose_places(base.model, recipe.splits, base.name)
+    listener = listener or Listener()
     base = measure_base(base, images)
+    if resume and not (folder / NOTE).exists():
+        listener.say(f"nothing to go on with in '{folder}'; starting anew")
     _claim_folder(folder, recipe, base, images, resume)
     modules = build_modules(base.model, places, recipe.fixer, recipe.training.seed)
-    return _train(base, images, recipe, modules, keep_hashes, folder, listener or Listener())
-
-
-def read_images(base: Base, data: str | Path, **options: Any) -> ImageSet:
-    """Load labelled images for `base`; options as for `data.load_images`."""
-    return load_images(Path(data), input_shape=base.image_shape, model_classes=base.classes, **options)[0]
+    return _train(base, images, recipe, modules, keep_hashes, folder, listener)
 
 
 def _train(
@@ -226,7 +225,7 @@ def _claim_folder(folder: Path, recipe: Recipe, base: Base, images: ImageSet, re
 
     Pairs are named after all that shaped them, so those of an earlier run are never wrong and stay.
     """
-    note = folder / "settings.json"
+    note = folder / NOTE
     settings = {
         **asdict(recipe),
         "versions": versions(),

@@ -22,13 +22,14 @@ import fixpatch
 # Loaded here: ART resets logging at import, which closes the stream that absl took from pytest if CliRunner's
 # stands in for it at that time.
 from fixpatch import demo, evaluate, train  # noqa: F401
+from fixpatch.basecheck import read_images
 from fixpatch.cli import app
 from fixpatch.config import build_recipe
 from fixpatch.data import ImageSet
 from fixpatch.models import save_model
 from fixpatch.patchfile import USER_BLOCK
 from fixpatch.results import Listener
-from fixpatch.training import read_images, train_recipe
+from fixpatch.training import train_recipe
 
 TRAIN = "train --split res_block_1 --data small --attack fgsm --eps 40/255 --views 1 --epochs 1 --out new.h5"
 
