@@ -41,12 +41,17 @@ def prepare(folder: Path, force: bool = False, seed: int = 0) -> float:
     Raises:
         SettingError: One of them is there already and `force` is not set.
     """
+    if folder.exists() and not folder.is_dir():
+        raise SettingError(f"'{folder}' is a file; expected a folder for the example.", "Name a new folder.")
     there = [name for name in FILES if (folder / name).exists()]
     if there and not force:
         raise SettingError(
             f"'{folder}' has a {there[0]} already.", "Name a new folder, or pass --force to replace the example."
         )
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingError(f"Cannot make the folder '{folder}': {error.strerror}.", "Name another.") from None
     digits, small, test = load_digits(seed)
     base = train_base(digits, seed)
     for name in ("model.keras", "base.keras"):

@@ -42,6 +42,14 @@ def test_demo_refuses_a_folder_that_has_one(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["model.keras"]
 
 
+def test_demo_refuses_a_file_and_a_place_that_it_cannot_make(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    for place in ("file", "file/below"):
+        result = CliRunner().invoke(app, ["demo", str(tmp_path / place)])
+        assert result.exit_code == 2
+    assert (tmp_path / "file").read_text() == "mine"
+
+
 def test_readme_shows_the_four_lines_and_only_real_commands() -> None:
     text = (ROOT / "README.md").read_text()
     assert all(line in text for line in FOUR_LINES)
