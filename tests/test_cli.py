@@ -378,7 +378,7 @@ model = ModelFacts(1000, (None, None, 3), (0, 255), "graph", "channels_last", "m
                    123_456_789, "ab" * 32, tuple(layers))
 console.show_model(model, "model.keras", True)
 scores = [
-    Score(kind, attacker, attack, 16 / 255, "inf", 25, 2, "predicted", 0, *4 * [full], 0.9, 0.05)
+    Score(kind, attacker, attack, 16 / 255, "inf", 25, 2, "predicted", 0, *4 * [full], 0.9, 0.05, 0.9, 0.05)
     for attack, attacker in (("clean", "none"), ("autopgd-16", "patched"))
     for kind in ("base", "patch")
 ]

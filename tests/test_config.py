@@ -153,7 +153,7 @@ def test_eps_error_explains_its_unit() -> None:
         attack_named("autopgd", eps="8")
 
 
-@pytest.mark.parametrize("name", PAPER_ATTACKS)
+@pytest.mark.parametrize("name", [name for name in PAPER_ATTACKS if name != "cw"])  # which takes no step
 def test_step_scales_with_eps(name: str) -> None:
     paper = attack_named(name)
     half = attack_named(name, eps=paper.eps / 2)

@@ -61,7 +61,7 @@ def same(one: dict, other: dict) -> bool:
     return all(np.array_equal(one[path][name], other[path][name]) for path in one for name in one[path])
 
 
-@pytest.mark.parametrize(("steps", "holdout"), [(2, True), (4, True), (7, False)])
+@pytest.mark.parametrize(("steps", "holdout"), [pytest.param(2, True, marks=pytest.mark.slow), (4, True), (7, False)])
 def test_interrupted_anywhere_ends_in_the_same_weights(
     base: Base, pairs: tuple, tmp_path: Path, steps: int, holdout: bool
 ) -> None:

@@ -100,7 +100,7 @@ def test_train(results: dict[str, Any], place: Path) -> None:
     assert set(result) == TRAINING
     assert [set(epoch) for epoch in result["history"]] == [EPOCH, EPOCH]
     assert all(set(result[f"{model}_{kind}"]) == RATE for model in ("base", "patch") for kind in ("clean", "robust"))
-    assert (result["measured_on"], result["trainable"], result["parameters"]) == ("holdout", 2600, 143042)
+    assert (result["measured_on"], result["trainable"], result["parameters"]) == ("holdout", 2600, 73346)
     assert set(result["seconds"]) == {"crafting", "training"}
 
 

@@ -115,7 +115,7 @@ class Interrupt(fixpatch.results.Listener):
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("steps", [30, 61, 64])
+@pytest.mark.parametrize("steps", [30, pytest.param(61, marks=pytest.mark.slow), 64])
 def test_interrupted_run_resumes_to_the_same_bytes(
     model_file: Path, small: ImageSet, patch_file: Path, tmp_path: Path, steps: int
 ) -> None:
