@@ -16,10 +16,10 @@ from fixpatch.models import save_model
 
 SMALL, TEST = 350, 400
 SETTINGS = """# Settings for the four lines of the demo; a flag on the command line wins over this file.
-eps = "40/255"          # l_inf radius as a fraction of the input range: the base falls, a person still reads the digit
+eps = "40/255"  # l_inf radius as a fraction of the input range: the base falls, a person still reads the digit
 
 [eval]
-data = "test"           # images that neither the base nor the patch has seen
+data = "test"  # images that neither the base nor the patch has seen
 """
 RESULTS = Path("demo-results")
 LINES = (
