@@ -13,8 +13,9 @@ from art.attacks.evasion import auto_projected_gradient_descent
 from art.attacks.evasion.fast_gradient import FastGradientMethod
 from art.utils import random_sphere
 
-from fixpatch.classifier import KerasClassifier, Tracker, in_batches
+from fixpatch.classifier import KerasClassifier, in_batches
 from fixpatch.config import AttackConfig
+from fixpatch.tracker import Tracker
 
 Array = np.ndarray
 

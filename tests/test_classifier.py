@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fixpatch import classifier as room
-from fixpatch.classifier import KerasClassifier, Tracker, cross_entropy
+from fixpatch.classifier import KerasClassifier, cross_entropy
 from fixpatch.data import ImageSet
 from fixpatch.models import Base
+from fixpatch.tracker import Tracker
 
 
 @pytest.fixture
