@@ -35,7 +35,7 @@ from fixpatch.results import Listener, Rate, TrainingFacts
 
 NOTE = "settings.json"
 PACKAGES = (
-    *("fixpatch", "keras", "tensorflow", "jax", "torch", "adversarial-robustness-toolbox", "albumentations"),
+    *("fixpatch", "keras", "tensorflow", "jax", "adversarial-robustness-toolbox", "albumentations"),
     *("opencv-python-headless", "pillow", "scikit-learn", "numpy"),
 )
 

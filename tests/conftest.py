@@ -16,6 +16,7 @@ from hypothesis import settings
 import fixpatch
 from fixpatch import demo
 from fixpatch.data import ImageSet
+from fixpatch.results import Listener
 
 settings.register_profile("steady", deadline=None, derandomize=True)
 settings.load_profile("steady")
@@ -97,3 +98,15 @@ def patch_file(tmp_path_factory: pytest.TempPathFactory, model_file: Path, small
     path = tmp_path_factory.mktemp("patch") / "patch.h5"
     fixpatch.train(fixpatch.load(model_file), small, SPLITS, **QUICK).save(path)
     return path
+
+
+class Interrupt(Listener):
+    """Interrupts after so many steps, of crafting and training together, as Ctrl-C does."""
+
+    def __init__(self, steps: int) -> None:
+        self.left = steps
+
+    def advance(self, steps: int) -> None:
+        self.left -= steps
+        if self.left < 0:
+            raise KeyboardInterrupt

@@ -7,7 +7,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from conftest import SPLITS
+from conftest import SPLITS, Interrupt
 
 from fixpatch.classifier import KerasClassifier
 from fixpatch.config import FixerConfig, TrainingConfig, attack_named
@@ -34,18 +34,6 @@ def pairs(model_file: Path, small: object, tmp_path_factory: pytest.TempPathFact
     kept = {"fingerprint": "f", "folder": tmp_path_factory.mktemp("pairs")}
     made = [craft_pairs(classifier, attack, small.take(rows), **kept) for rows in (range(40), range(40, 60))]
     return made[0], made[1]
-
-
-class Interrupt(Listener):
-    """Stops the process' work in the middle of an epoch, as Ctrl-C does."""
-
-    def __init__(self, steps: int) -> None:
-        self.left = steps
-
-    def advance(self, steps: int) -> None:
-        self.left -= steps
-        if self.left < 0:
-            raise KeyboardInterrupt
 
 
 def fitted(base: Base, pairs: tuple, config: TrainingConfig, folder: Path, listener: Listener | None = None) -> tuple:

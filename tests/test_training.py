@@ -8,7 +8,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from conftest import QUICK, SPLITS
+from conftest import QUICK, SPLITS, Interrupt
 
 import fixpatch
 from fixpatch import patchfile
@@ -101,18 +101,6 @@ def test_refusals_come_before_the_work(base: Base, small: ImageSet) -> None:
         fixpatch.train(base, small, ["res_blok_1"])
     with pytest.raises(SettingError, match=r"no setting 'epoch'.*Did you mean 'epochs'"):
         fixpatch.train(base, small, SPLITS, epoch=3)
-
-
-class Interrupt(fixpatch.results.Listener):
-    """Interrupts after so many steps, of crafting and training together."""
-
-    def __init__(self, steps: int) -> None:
-        self.left = steps
-
-    def advance(self, steps: int) -> None:
-        self.left -= steps
-        if self.left < 0:
-            raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize("steps", [30, pytest.param(61, marks=pytest.mark.slow), 64])
