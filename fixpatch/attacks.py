@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,11 +24,15 @@ Array = np.ndarray
 def attack_images(
     config: AttackConfig, classifier: KerasClassifier, x: Array, y: Array, keys: Array, *, seed: int = 0, view: int = 0
 ) -> Array:
-    """Attack every image that the classifier gets right, and return the strongest point found for each.
+    """Attack every image that the model gets right, and return the strongest point found for each.
 
     Images that are wrong already are returned as they are. Over restarts the worst case per image is kept, and only
     images that still stand are attacked again. One image's result does not depend on the others: random starts come
     from (seed, image, view, restart).
+
+    The attack searches with the classifier's lean copy, in the attack's own loss and precision. Whether an image is
+    wrong is always the exact model's answer in float32; an image about which the copy was mistaken is attacked once
+    more on the exact model, so that the copy costs no strength.
 
     Args:
         config: The attack; its eps and eps_step are fractions of the input range.
@@ -39,18 +44,61 @@ def attack_images(
         Images `(N, ...)` float32, each within eps of its own and inside the input range.
     """
     x = np.asarray(x, np.float32)
-    predicted = classifier.predict(x).argmax(1)
+    searcher = classifier.variant(config.loss, config.precision)
+    predicted = searcher.exact.predict(x).argmax(1)
     y = predicted if config.attack_labels == "predicted" else np.asarray(y)
-    adversarial, standing = x.copy(), predicted == y
-    loss = np.full(len(x), -np.inf, np.float32)
+    found = _Found(x.copy(), predicted == y, np.zeros(len(x), bool), np.full(len(x), -np.inf, np.float32))
     for restart in range(max(1, config.restarts)):
-        for rows in in_batches(np.flatnonzero(standing), classifier.batch_size):
-            with starts_by_image(keys[rows], (seed, view, restart)):
-                tracked = ATTACKS[config.name](config, classifier, x[rows], y[rows])
-            stronger = tracked.broken | (tracked.loss > loss[rows])
-            adversarial[rows[stronger]], loss[rows[stronger]] = tracked.best[stronger], tracked.loss[stronger]
-            standing[rows] = ~tracked.broken
-    return adversarial
+        _attack_standing(config, searcher, x, y, keys, (seed, view, restart), found, found.standing)
+    for restart in range(max(1, config.restarts)):
+        mistaken = found.doubted & found.standing
+        _attack_standing(config, searcher.exact, x, y, keys, (seed, view, restart), found, mistaken)
+    return found.strongest
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What is known of each image while it is attacked.
+
+    Attributes:
+        strongest: Images `(N, ...)`.
+        standing: Which of them the exact model still gets right `(N,)`.
+        doubted: Which the lean copy got wrong although the exact model got them right `(N,)`.
+        loss: Their cross-entropy `(N,)`.
+    """
+
+    strongest: Array
+    standing: Array
+    doubted: Array
+    loss: Array
+
+
+def _attack_standing(
+    config: AttackConfig,
+    searcher: KerasClassifier,
+    x: Array,
+    y: Array,
+    keys: Array,
+    stream: tuple[int, ...],
+    found: _Found,
+    chosen: Array,
+) -> None:
+    """Attack the chosen images once, in batches, and take what is stronger into `found`."""
+    for batch in in_batches(np.flatnonzero(chosen), searcher.batch_size):
+        # ART leaves out what it finds broken from the start; asked first, it does so for the same images.
+        right = searcher.predict(x[batch]).argmax(1) == y[batch]
+        found.doubted[batch[~right]] = True
+        rows = batch[right]
+        if not len(rows):
+            continue
+        with starts_by_image(keys[rows], stream):
+            tracked = ATTACKS[config.name](config, searcher, x[rows], y[rows])
+        broken = tracked.broken.copy()
+        broken[broken] = searcher.exact.predict(tracked.best[broken]).argmax(1) != y[rows[broken]]
+        found.doubted[rows] |= tracked.broken & ~broken
+        stronger = broken | (tracked.loss > found.loss[rows])
+        found.strongest[rows[stronger]], found.loss[rows[stronger]] = tracked.best[stronger], tracked.loss[stronger]
+        found.standing[rows] = ~broken
 
 
 @contextmanager

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from fixpatch.classifier import KerasClassifier
 from fixpatch.craft import classify
@@ -13,26 +17,50 @@ from fixpatch.models import Base
 from fixpatch.ranges import CANDIDATES
 from fixpatch.results import Rate
 
+RECORDED = "recorded"
+ENOUGH = 512  # images tell whether a base can classify them, and in which range
+
 
 def read_images(base: Base, data: str | Path, **options: Any) -> ImageSet:
     """Load labelled images for `base`; options as for `data.load_images`."""
     return load_images(Path(data), input_shape=base.image_shape, model_classes=base.classes, **options)[0]
 
 
+def suit_recorded(base: Base, data: Path | None) -> Base:
+    """Return `base` with the input range that a file of `fixpatch craft` records, unless the user gave another.
+
+    Its images are adversarial: that a model gets them wrong says nothing about range or labels.
+    """
+    if data is None or data.suffix != ".npz" or not data.is_file():
+        return base
+    try:
+        with np.load(data, allow_pickle=False) as file:
+            low, high = map(float, json.loads(str(file["settings"]))["input_range"])
+            adversarial = "broken" in file and low < high
+    except Exception:  # another program's file, or a damaged one, which the reader of the images refuses
+        return base
+    own = base.input_range if base.range_source == "given" else (low, high)
+    return base.with_range(own, RECORDED) if adversarial else base
+
+
 def measure_base(base: Base, images: ImageSet) -> Base:
     """Return `base` with the input range that suits the images, after checking that it can classify them at all.
 
-    Where the range is only assumed, the candidate with the best accuracy is taken.
+    Where the range is only assumed, the candidate with the best accuracy is taken; one recorded with adversarial
+    images stays.
 
     Raises:
         DataError: The upper end of the accuracy's 95 % interval is below 1.5 times chance.
     """
+    if base.range_source == RECORDED:
+        return base
     candidates = CANDIDATES if base.range_source == "assumed" else (base.input_range,)
-    rates = {candidate: clean_accuracy(base, images, candidate) for candidate in candidates}
+    some = images.take(np.linspace(0, len(images) - 1, min(len(images), ENOUGH)).astype(int))  # they come by class
+    rates = clean_accuracies(base, some, candidates)
     best = max(candidates, key=lambda candidate: rates[candidate].value or 0.0)
     if (rates[best].high or 0.0) < 1.5 / base.classes:
         raise DataError(
-            f"{base.name} gets {100 * (rates[best].value or 0):.1f} % of {len(images)} images right; "
+            f"{base.name} gets {100 * (rates[best].value or 0):.1f} % of {len(some)} images right; "
             f"chance is {100 / base.classes:.1f} %.",
             f"Check the input range (now {best[0]:g}..{best[1]:g}; --input-range) and the label order "
             f"(now {', '.join(images.classes[:4])}, ...; --classes takes the model's own order).",
@@ -40,7 +68,7 @@ def measure_base(base: Base, images: ImageSet) -> Base:
     return base.with_range(best, "measured") if base.range_source == "assumed" else base
 
 
-def clean_accuracy(base: Base, images: ImageSet, input_range: tuple[float, float]) -> Rate:
-    """Return the base's accuracy on images scaled to `input_range`."""
-    classifier = KerasClassifier(base.logits, input_range=input_range)
-    return Rate.of(classify(classifier, images, base.channels_first) == images.y)
+def clean_accuracies(base: Base, images: ImageSet, ranges: Sequence[tuple[float, float]]) -> dict[Any, Rate]:
+    """Return the base's accuracy on images scaled to each of `ranges`."""
+    classifier = KerasClassifier(base.logits, lean=False)
+    return {each: Rate.of(classify(classifier, images, base.channels_first, each) == images.y) for each in ranges}

@@ -1,13 +1,11 @@
 """The estimator that ART's unmodified attacks drive: compiled, batched, remembering, tracking the strongest iterate.
 
 ART's own Keras estimators do not work with Keras 3, and its TensorFlow one ignores the batch size and computes every
-gradient eagerly. This one derives from ART's neutral mixins: numpy in, numpy out, with Keras on TensorFlow or JAX.
+gradient eagerly. This one derives from ART's neutral mixins: numpy in, numpy out, on every backend of Keras.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -18,108 +16,70 @@ import numpy as np
 from art.estimators.classification.classifier import ClassGradientsMixin, ClassifierMixin
 from art.estimators.estimator import BaseEstimator, LossGradientsMixin
 
-from fixpatch.errors import SettingError
+from fixpatch.backends import forward, value_and_gradient
+from fixpatch.config import PRECISIONS, require_choice
 from fixpatch.heads import logits_view
+from fixpatch.lean import lean_copy
+from fixpatch.memory import Memory, Scores, rows_held
+from fixpatch.objectives import objective_named, one_logit
 from fixpatch.tracker import AllBroken, Tracker
 
 Array = np.ndarray
-MEMORY_BYTES = 256 * 2**20  # of gradients
-MEMORY_POINTS = 2**14
-
-
-def cross_entropy(logits: Any, y: Any) -> Any:
-    """Return each image's cross-entropy `(B,)`, never exactly 0: AutoPGD stops a whole batch whose losses all are."""
-    log_p = keras.ops.log_softmax(logits, axis=-1)
-    loss = -keras.ops.squeeze(keras.ops.take_along_axis(log_p, y[:, None], axis=-1), -1)
-    return keras.ops.maximum(loss, 1e-30)
-
-
-def one_logit(logits: Any, y: Any) -> Any:
-    """Return each image's logit of class `y`, `(B,)`."""
-    return keras.ops.squeeze(keras.ops.take_along_axis(logits, y[:, None], axis=-1), -1)
-
-
-def value_and_gradient(model: keras.Model, objective: Callable[[Any, Any], Any]) -> Callable[[Array, Array], tuple]:
-    """Compile `objective(model(x), y)`; the one place that knows the backend.
-
-    Returns:
-        A function from images `(B, ...)` float32 and class ids `(B,)` int32 to values `(B,)`, logits `(B, classes)` and
-        the gradient of each image's value with respect to that image, all numpy float32.
-    """
-    compilers = {"tensorflow": _with_tensorflow, "jax": _with_jax}
-    backend = keras.backend.backend()
-    if backend not in compilers:
-        raise SettingError(f"Keras runs on {backend}; fixpatch attacks on TensorFlow or JAX.", "Set KERAS_BACKEND.")
-    return compilers[backend](model, objective)
-
-
-def _with_tensorflow(model: keras.Model, objective: Callable) -> Callable:
-    import tensorflow as tf
-
-    shape = (None, *model.inputs[0].shape[1:])
-
-    # A free batch axis: the last, smaller batch traces nothing anew.
-    @tf.function(input_signature=[tf.TensorSpec(shape, tf.float32), tf.TensorSpec((None,), tf.int32)])
-    def compiled(x: Any, y: Any) -> Any:
-        with tf.GradientTape() as tape:
-            tape.watch(x)
-            logits = model(x, training=False)
-            value = objective(logits, y)
-        return value, logits, tape.gradient(value, x)
-
-    return lambda x, y: tuple(part.numpy() for part in compiled(tf.constant(x), tf.constant(y)))
-
-
-def _with_jax(model: keras.Model, objective: Callable) -> Callable:
-    import jax
-
-    @jax.jit
-    def compiled(trainable: Any, fixed: Any, x: Any, y: Any) -> Any:
-        def total(x: Any) -> Any:
-            logits, _ = model.stateless_call(trainable, fixed, x, training=False)
-            value = objective(logits, y)
-            return value.sum(), (value, logits)
-
-        (_, (value, logits)), gradient = jax.value_and_grad(total, has_aux=True)(x)
-        return value, logits, gradient
-
-    def run(x: Array, y: Array) -> tuple:
-        trainable = [variable.value for variable in model.trainable_variables]
-        fixed = [variable.value for variable in model.non_trainable_variables]
-        size = len(x)
-        room = (1 << (size - 1).bit_length()) - size  # a new batch size compiles anew: round it up to a power of two
-        pad = lambda part: np.concatenate([part, np.repeat(part[:1], room, axis=0)])  # noqa: E731
-        return tuple(np.asarray(part)[:size] for part in compiled(trainable, fixed, pad(x), pad(y)))
-
-    return run
 
 
 class KerasClassifier(ClassGradientsMixin, ClassifierMixin, LossGradientsMixin, BaseEstimator):
     """An ART estimator over any Keras classifier; its outputs are logits.
 
+    It computes on a lean copy, which takes the model's weights as they are now: make another classifier once they have
+    changed. Its answers are the model's up to rounding; `exact` is for what has to be the model's own.
+
     Args:
         model: A Keras classifier with a softmax, sigmoid or logits head.
         input_range: Lowest and highest input value.
-        batch_size: Images per compiled call; beside these, at most 256 MiB of gradients are remembered.
+        batch_size: Images per compiled call. Beside these, two points with their gradients are remembered for each
+            image of the batch that an attack is at; beyond `batch_size` images, at most 256 MiB of them.
+        loss: What `compute_loss` and `loss_gradient` are of: `cross-entropy`, or `dlr`, the difference-of-logits ratio.
+        precision: `float32`, or `bfloat16` for a copy that computes in it; outputs are float32.
+        lean: False computes on the model itself, in its own precision, and follows its weights.
+
+    Raises:
+        SettingError: An unknown loss or precision, DLR for fewer than three classes, or a backend that Keras has and
+            fixpatch has not.
+        ModelError: The model is no classifier with one label per image.
     """
 
     def __init__(
-        self, model: keras.Model, *, input_range: tuple[float, float] = (0.0, 1.0), batch_size: int = 64
+        self,
+        model: keras.Model,
+        *,
+        input_range: tuple[float, float] = (0.0, 1.0),
+        batch_size: int = 64,
+        loss: str = "cross-entropy",
+        precision: str = "float32",
+        lean: bool = True,
     ) -> None:
+        require_choice(precision, PRECISIONS, "--precision")
         self._logits, _ = logits_view(model)
         super().__init__(model=model, clip_values=input_range)
         self.nb_classes = int(self._logits.outputs[0].shape[-1])
-        self.batch_size = batch_size
+        self.batch_size, self.loss, self.precision = batch_size, loss, precision
+        self._objective = objective_named(loss, self.nb_classes)
+        self._lean = lean_copy(self._logits, precision) if lean else self._logits
         self._functions: dict[Callable, Callable] = {}
-        self._memory: OrderedDict[tuple, tuple[Array, Array, Array]] = OrderedDict()
-        self._scores: OrderedDict[bytes, Array] = OrderedDict()
-        self._remembered = 0
+        self._memories: dict[Callable, Memory] = {}
+        self._scores = Scores()
         self._tracker: Tracker | None = None
+        self._variants: dict[tuple[str, str], KerasClassifier] = {}
 
     @property
     def input_shape(self) -> tuple[int, ...]:
         """Shape of one image as the model takes it."""
         return tuple(size or 32 for size in self._logits.inputs[0].shape[1:])
+
+    @cached_property
+    def exact(self) -> KerasClassifier:
+        """A classifier of the model itself, nothing folded or reduced; this one where nothing is."""
+        return self if self._lean is self._logits else self._like(self._logits, precision="float32", lean=False)
 
     @cached_property
     def unit_range(self) -> KerasClassifier:
@@ -129,7 +89,29 @@ class KerasClassifier(ClassGradientsMixin, ClassifierMixin, LossGradientsMixin, 
             return self
         image = keras.Input(self._logits.inputs[0].shape[1:])
         scaled = keras.layers.Rescaling(float(high - low), float(low))(image)
-        return KerasClassifier(keras.Model(image, self._logits(scaled)), batch_size=self.batch_size)
+        # The lean copy, scaled: it needs no other one.
+        return self._like(keras.Model(image, self._lean(scaled)), input_range=(0.0, 1.0), lean=False)
+
+    def variant(self, loss: str, precision: str) -> KerasClassifier:
+        """Return a classifier of the same model with that loss and precision, made once."""
+        if (loss, precision) == (self.loss, self.precision):
+            return self
+        if (loss, precision) not in self._variants:
+            self._variants[loss, precision] = self._like(self._logits, loss=loss, precision=precision)
+        return self._variants[loss, precision]
+
+    def forget(self) -> None:
+        """Drop what is remembered of earlier points: answers are those of a new classifier again, to the last bit."""
+        self._memories.clear()
+        self._scores = Scores()
+        made = {name: part for name, part in vars(self).items() if name in ("exact", "unit_range")}
+        for other in (*made.values(), *self._variants.values()):
+            if other is not self:
+                other.forget()
+
+    def _like(self, model: keras.Model, **changes: Any) -> KerasClassifier:
+        settings = {"input_range": self.clip_values, "batch_size": self.batch_size}
+        return KerasClassifier(model, **{**settings, "loss": self.loss, "precision": self.precision, **changes})
 
     def fit(self, x: Array, y: Array, **kwargs: Any) -> None:
         """Refuse: fixpatch trains patches, never the base."""
@@ -139,26 +121,28 @@ class KerasClassifier(ClassGradientsMixin, ClassifierMixin, LossGradientsMixin, 
         """Return logits `(B, classes)` for images `(B, ...)` in the model's input range."""
         del batch_size, kwargs
         x = np.ascontiguousarray(x, np.float32)
-        keys = [_key(point) for point in x]
-        fresh = np.array([key not in self._scores for key in keys], bool)
+        rows = self._rows(x)
         logits = np.empty((len(x), self.nb_classes), np.float32)
-        for row in np.flatnonzero(~fresh):
-            logits[row] = self._scores[keys[row]]
-        for rows in in_batches(np.flatnonzero(fresh), self.batch_size):
-            logits[rows] = self._forward(x[rows])
-            for row in rows:
-                self._keep_scores(keys[row], logits[row])
-        self._show_tracker(x, logits)
+        known = np.zeros(len(x), bool)
+        for memory in self._memories.values():
+            slots = memory.find(rows, x)
+            known |= slots >= 0
+            logits[slots >= 0] = memory.logits[slots[slots >= 0], rows[slots >= 0]]
+        logits[~known] = self._predict_others(x[~known])
+        if self._tracker is None:
+            for memory in self._memories.values():
+                memory.start_over()  # an attack looks at where it landed, and goes on to other images
+        self._show_tracker(x, rows, logits)
         return logits
 
     def compute_loss(self, x: Array, y: Array, reduction: str = "none", **kwargs: Any) -> Array:
-        """Return the cross-entropy `(B,)` of images `(B, ...)` for labels `(B,)` or one-hot `(B, classes)`."""
-        loss, _ = self._evaluate(x, y, cross_entropy)
+        """Return the loss `(B,)` of images `(B, ...)` for labels `(B,)` or one-hot `(B, classes)`."""
+        loss, _ = self._evaluate(x, y, self._objective)
         return loss if reduction == "none" else getattr(np, reduction)(loss)
 
     def loss_gradient(self, x: Array, y: Array, **kwargs: Any) -> Array:
-        """Return the gradient `(B, ...)` of the cross-entropy with respect to the images."""
-        return self._evaluate(x, y, cross_entropy)[1]
+        """Return the gradient `(B, ...)` of the loss with respect to the images."""
+        return self._evaluate(x, y, self._objective)[1]
 
     def class_gradient(self, x: Array, label: Any = None, **kwargs: Any) -> Array:
         """Return the gradients of the logits of the classes `label`, `(B, 1, ...)`; `(B, classes, ...)` for None."""
@@ -176,6 +160,7 @@ class KerasClassifier(ClassGradientsMixin, ClassifierMixin, LossGradientsMixin, 
             eps: l_inf radius in units of the input.
             stop_when_broken: Leave the block as soon as every image is misclassified.
         """
+        self._memories.clear()
         self._tracker = Tracker(np.asarray(x, np.float32), np.asarray(y), eps, self.clip_values, stop_when_broken)
         try:
             yield self._tracker
@@ -183,67 +168,73 @@ class KerasClassifier(ClassGradientsMixin, ClassifierMixin, LossGradientsMixin, 
             pass
         finally:
             self._tracker = None
+            self._memories.clear()
 
     def _evaluate(self, x: Array, y: Array, objective: Callable) -> tuple[Array, Array]:
-        """Return values and gradients; points seen lately come from memory, the others in compiled batches.
-
-        AutoPGD asks for the loss at a point and then for the gradient there, and returns to its best point at its
-        checkpoints: with the memory it costs one pass per iteration.
-        """
+        """Return values and gradients; remembered points come from memory, the others in compiled batches."""
         x = np.ascontiguousarray(x, np.float32)
         y = (np.asarray(y).argmax(1) if np.ndim(y) == 2 else np.asarray(y)).astype(np.int32)
-        keys = [_key(point) for point in x]
-        found: list[Any] = [self._memory.get((key, objective, int(label))) for key, label in zip(keys, y, strict=True)]
-        fresh = np.array([entry is None for entry in found], bool)
-        for rows in in_batches(np.flatnonzero(fresh), self.batch_size):
-            value, logits, gradient = self._compiled(objective)(x[rows], y[rows])
-            for i, row in enumerate(rows):
-                found[row] = (value[i], gradient[i].copy(), logits[i].copy())
-                self._remember((keys[row], objective, int(y[row])), found[row])
-                self._keep_scores(keys[row], logits[i])
-        self._show_tracker(x, np.stack([entry[2] for entry in found]))
-        return np.stack([entry[0] for entry in found]), np.stack([entry[1] for entry in found])
+        rows, memory = self._rows(x), self._memory(objective, x)
+        slots = memory.find(rows, x, y)
+        value, gradient = np.empty(len(x), np.float32), np.empty_like(x)
+        known = slots >= 0
+        value[known] = memory.value[slots[known], rows[known]]
+        gradient[known] = memory.gradient[slots[known], rows[known]]
+        for part in in_batches(np.flatnonzero(~known), self.batch_size):
+            answers = self._compiled(objective)(x[part], y[part])
+            value[part], gradient[part] = answers[0], answers[2]
+            memory.keep(rows[part], x[part], y[part], answers)
+            self._show_tracker(x[part], rows[part], answers[1])
+        return value, gradient
 
-    def _forward(self, x: Array) -> Array:
-        return np.asarray(self._logits.predict_on_batch(x), np.float32)
+    def _rows(self, points: Array) -> Array:
+        """Return which image each point belongs to; without a tracker, its place in the batch has to do."""
+        return np.arange(len(points)) if self._tracker is None else self._tracker.rows(points)
+
+    def _memory(self, objective: Callable, points: Array) -> Memory:
+        wanted = len(points) if self._tracker is None else len(self._tracker.x)
+        rows = min(wanted, max(self.batch_size, rows_held(points.shape[1:])))
+        memory = self._memories.get(objective)
+        if memory is None or not memory.takes(rows, points.shape[1:]):
+            memory = self._memories[objective] = Memory(rows, points.shape[1:], self.nb_classes)
+        return memory
 
     def _compiled(self, objective: Callable) -> Callable:
         if objective not in self._functions:
-            self._functions[objective] = value_and_gradient(self._logits, objective)
+            self._functions[objective] = value_and_gradient(self._lean, objective)
         return self._functions[objective]
 
-    def _remember(self, key: tuple, entry: tuple) -> None:
-        if key in self._memory:
-            return
-        self._memory[key] = entry
-        self._remembered += entry[1].nbytes
-        while self._remembered > MEMORY_BYTES:
-            self._remembered -= self._memory.popitem(last=False)[1][1].nbytes
+    @cached_property
+    def _forward(self) -> Callable:
+        return forward(self._lean)
 
-    def _keep_scores(self, key: bytes, logits: Array) -> None:
-        """Keep the first logits seen for a point: another batch rounds differently, and a tie must not change sides."""
-        self._scores.setdefault(key, logits.copy())
-        if len(self._scores) > MEMORY_POINTS:
-            self._scores.popitem(last=False)
+    def _computed(self, x: Array) -> Array:
+        """Return logits that no memory holds."""
+        logits = np.empty((len(x), self.nb_classes), np.float32)
+        for part in in_batches(np.arange(len(x)), self.batch_size):
+            logits[part] = self._forward(x[part])
+        return logits
 
-    def _show_tracker(self, points: Array, logits: Array) -> None:
+    def _predict_others(self, x: Array) -> Array:
+        """Return logits, those of points predicted lately as they were then."""
+        keys, logits = self._scores.keys(x), np.empty((len(x), self.nb_classes), np.float32)
+        fresh = ~self._scores.fill(keys, logits)
+        logits[fresh] = self._computed(x[fresh])
+        self._scores.keep(keys, logits)
+        return logits
+
+    def _show_tracker(self, points: Array, rows: Array, logits: Array) -> None:
         """Show the tracker what was tried; points outside the ball are judged where they land when projected."""
-        tracker = self._tracker
-        if tracker is None:
+        if self._tracker is None:
             return
-        rows = tracker.rows(points)
-        inside, moved = tracker.project(points, rows)
+        inside, moved = self._tracker.project(points, rows)
         if moved.any():
             logits = logits.copy()
-            logits[moved] = self._forward(inside[moved])
-        tracker.see(inside, rows, logits)
+            logits[moved] = self._computed(inside[moved])
+        self._tracker.see(inside, rows, logits)
 
 
 def in_batches(rows: Array, size: int) -> Iterator[Array]:
     """Cut `rows` into pieces of at most `size`."""
     for start in range(0, len(rows), size):
         yield rows[start : start + size]
-
-
-def _key(point: Array) -> bytes:
-    return hashlib.blake2b(point.tobytes(), digest_size=16).digest()

@@ -5,62 +5,23 @@ from __future__ import annotations
 import inspect as signatures
 import logging
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
-from fixpatch import __version__, console
+from fixpatch import __version__, cachecli, console
 from fixpatch import options as opt
-from fixpatch.config import ATTACKERS, PAPER_ATTACKS, RECIPE, build_recipe
-from fixpatch.errors import FixpatchError, SettingError
+from fixpatch.config import ATTACKERS, PAPER_ATTACKS, RECIPE, TUNED, build_recipe
+from fixpatch.endings import DEBUG, Commands
 from fixpatch.progress import progress
 from fixpatch.settings import FILE, read_settings
 
+BUDGET = (*TUNED, "attack_labels", "precision")
 # TensorFlow, ART and albumentations print nothing of their own.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
-DEBUG = "FIXPATCH_DEBUG"
-
-
-class Commands(TyperGroup):
-    """Ends every command with one clear error and exit code 2, or with 130 when interrupted."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Keep the whole line, which an error and an interruption refer to."""
-        ctx.meta["line"] = list(args)
-        return super().parse_args(ctx, args)
-
-    def invoke(self, ctx: Any) -> Any:
-        """Run the command."""
-        line = ctx.meta["line"]
-        try:
-            return super().invoke(ctx)
-        except FixpatchError as error:
-            if os.environ.get(DEBUG):
-                raise
-            _refuse(ctx, line, error)
-        except KeyboardInterrupt:
-            console.show_interrupted(line if ctx.invoked_subcommand == "train" else [])
-            raise typer.Exit(130) from None
-        except Exception as error:  # a fault in the line itself is Click's, which Typer vendors
-            if getattr(error, "exit_code", None) != 2 or not hasattr(error, "format_message") or "--json" not in line:
-                raise
-            hint = f"`fixpatch {ctx.invoked_subcommand or ''} --help` lists the options.".replace("  ", " ")
-            _refuse(ctx, line, SettingError(error.format_message(), hint))
-
-
-def _refuse(ctx: typer.Context, line: Sequence[str], error: FixpatchError) -> NoReturn:
-    if "--json" in line:
-        fault = {"kind": type(error).__name__, "message": error.message, "hint": error.hint}
-        console.show_json(ctx.invoked_subcommand or "", __version__, {"error": fault})
-    else:
-        console.show_error(error)
-    raise typer.Exit(2) from None
-
 
 app = typer.Typer(
     name="fixpatch",
@@ -69,6 +30,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.add_typer(cachecli.app)
 
 
 @app.callback(invoke_without_command=True)
@@ -80,10 +42,12 @@ def start(
     if version:
         print(__version__)
         raise typer.Exit
-    commands: dict[str, Any] = {"inspect": inspect, "train": train, "apply": apply, "eval": evaluate}
-    if ctx.invoked_subcommand in commands and not {"-h", "--help"} & set(ctx.meta["line"]):
-        options = {name: set(signatures.signature(run).parameters) for name, run in commands.items()}
-        ctx.default_map = read_settings(FILE, options)
+    commands: dict[str, Any] = {"inspect": inspect, "train": train, "apply": apply, "eval": evaluate, "craft": craft}
+    below = {"show": cachecli.show, "clear": cachecli.clear}
+    if ctx.invoked_subcommand in (*commands, "cache") and not {"-h", "--help"} & set(ctx.meta["line"]):
+        commands |= {f"cache {name}": run for name, run in below.items()}
+        found = read_settings(FILE, {name: set(signatures.signature(run).parameters) for name, run in commands.items()})
+        ctx.default_map = {**found, "cache": {name: found.get(f"cache {name}", {}) for name in below}}
 
 
 @app.command()
@@ -116,6 +80,8 @@ def train(
     eps_step: opt.EpsStep = None,
     steps: opt.Steps = None,
     restarts: opt.Restarts = None,
+    loss: opt.Loss = None,
+    precision: opt.Precision = None,
     delta: opt.Delta = None,
     compression: opt.Compression = None,
     activation: opt.Activation = None,
@@ -137,6 +103,9 @@ def train(
     skip_unreadable: opt.Skip = False,
     hashes: opt.Hashes = True,
     resume: opt.Resume = False,
+    cache: opt.CacheFolder = None,
+    no_cache: opt.NoCache = False,
+    cache_cap: opt.CacheCap = None,
     force: opt.Force = False,
     quiet: opt.Quiet = False,
     as_json: opt.Json = False,
@@ -157,6 +126,7 @@ def train(
             patched_model=save_model,
             force=force,
             resume=resume,
+            cache=jobs.open_cache(not no_cache and (cache or True), cache_cap, listener.say),
             listener=listener,
         )
     assert patch.facts is not None
@@ -206,18 +176,23 @@ def evaluate(
     eps_step: opt.EpsStep = None,
     steps: opt.Steps = None,
     restarts: opt.Restarts = None,
-    limit: Annotated[int | None, opt.option("--limit", "Use so many images, in proportion to the classes.")] = None,
+    loss: opt.Loss = None,
+    precision: opt.Precision = None,
+    limit: opt.Limit = None,
     seed: opt.Seed = 0,
     classes: opt.Classes = None,
     input_range: opt.InputRange = None,
     skip_unreadable: opt.Skip = False,
+    cache: opt.CacheFolder = None,
+    no_cache: opt.NoCache = False,
+    cache_cap: opt.CacheCap = None,
     quiet: opt.Quiet = False,
     as_json: opt.Json = False,
 ) -> None:
     """Measure base and patched model side by side, attacked by one who knows the base and one who knows the patch."""
+    budget = {name: value for name, value in locals().items() if name in BUDGET}
     limits = opt.parse_range(input_range)
     jobs = load_jobs()
-    budget = {"eps": eps, "eps_step": eps_step, "steps": steps, "restarts": restarts, "attack_labels": attack_labels}
     with progress(quiet) as listener:
         result = jobs.evaluate_files(
             model,
@@ -229,12 +204,63 @@ def evaluate(
             attackers=opt.parse_names(",".join(attacker or ATTACKERS)),
             input_range=limits,
             seed=seed,
+            cache=jobs.open_cache(not no_cache and (cache or True), cache_cap, listener.say),
             listener=listener,
         )
     if as_json:
         console.show_json("eval", __version__, {"result": console.as_result(result)})
     else:
         console.show_evaluation(result, quiet)
+
+
+@app.command()
+def craft(
+    model: opt.Model = Path("model.keras"),
+    patch: Annotated[Path | None, opt.option("--patch", "Attack the model with this patch.")] = None,
+    data: opt.Data = None,
+    out: Annotated[Path, opt.option("--out", "The .npz file to write.", "-o")] = Path("adversarial.npz"),
+    attack: Annotated[str, opt.option("--attack", f"One of {', '.join(PAPER_ATTACKS)}.")] = "autopgd",
+    attack_labels: opt.AttackLabels = None,
+    eps: opt.Eps = None,
+    eps_step: opt.EpsStep = None,
+    steps: opt.Steps = None,
+    restarts: opt.Restarts = None,
+    loss: opt.Loss = None,
+    precision: opt.Precision = None,
+    limit: opt.Limit = None,
+    seed: opt.Seed = 0,
+    classes: opt.Classes = None,
+    input_range: opt.InputRange = None,
+    skip_unreadable: opt.Skip = False,
+    cache: opt.CacheFolder = None,
+    no_cache: opt.NoCache = False,
+    cache_cap: opt.CacheCap = None,
+    force: opt.Force = False,
+    quiet: opt.Quiet = False,
+    as_json: opt.Json = False,
+) -> None:
+    """Write adversarial versions of your images to a file, which --data and numpy read."""
+    budget = {name: value for name, value in locals().items() if name in BUDGET}
+    limits = opt.parse_range(input_range)
+    jobs = load_jobs()
+    with progress(quiet) as listener:
+        facts = jobs.craft_files(
+            model,
+            jobs.Images(data, opt.parse_names(classes) or None, skip_unreadable, limit),
+            attack,
+            out,
+            patch=patch,
+            budget=budget,
+            input_range=limits,
+            seed=seed,
+            force=force,
+            cache=jobs.open_cache(not no_cache and (cache or True), cache_cap, listener.say),
+            listener=listener,
+        )
+    if as_json:
+        console.show_json("craft", __version__, {"result": {"out": str(out), **console.as_result(facts)}})
+    else:
+        console.show_crafting(facts, out)
 
 
 @app.command()

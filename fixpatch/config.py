@@ -14,6 +14,8 @@ AUGMENTS = ("none", "shift", "cifar", "hist")
 ATTACKERS = ("base", "patched")
 LABELS = ("true", "predicted")
 TARGETS = ("natural", "same-input")
+LOSSES = ("cross-entropy", "dlr")
+PRECISIONS = ("float32", "bfloat16")
 
 
 def parse_fraction(text: str | float, setting: str) -> float:
@@ -101,6 +103,8 @@ class AttackConfig:
         steps: Iterations.
         restarts: Random starts per image, the worst kept; 0 starts at the image itself (autopgd: at least 1).
         attack_labels: Attack the `true` label, or the attacked model's own `predicted` one.
+        loss: What the attack raises: `cross-entropy`, or `dlr`, the difference-of-logits ratio.
+        precision: What the search for a stronger point computes in; whether an image is broken is found in float32.
     """
 
     name: str = "autopgd"
@@ -110,10 +114,14 @@ class AttackConfig:
     restarts: int = 1
     attack_labels: str = "true"
     norm: str = "inf"
+    loss: str = "cross-entropy"
+    precision: str = "float32"
 
     def __post_init__(self) -> None:
         require_choice(self.name, tuple(PAPER_ATTACKS), "--attack")
         require_choice(self.attack_labels, LABELS, "--attack-labels")
+        require_choice(self.loss, LOSSES, "--loss")
+        require_choice(self.precision, PRECISIONS, "--precision")
         if not 0 < self.eps <= 1:
             raise SettingError(
                 f"--eps is {_brief(self.eps)}; it has to be above 0 and at most 1.",
@@ -134,15 +142,9 @@ PAPER_ATTACKS: dict[str, dict[str, Any]] = {
 }
 
 
-BUDGET = ("eps", "eps_step", "steps", "restarts")
-# What an attack takes of a budget.
-TAKES = {
-    "autopgd": ("eps", "eps_step", "steps", "restarts"),
-    "autopgd-16": ("eps", "eps_step", "steps", "restarts"),
-    "fgsm": ("eps", "restarts"),
-    "pgd": ("eps", "eps_step", "steps", "restarts"),
-    "cw": ("eps", "steps"),
-}
+TUNED = ("eps", "eps_step", "steps", "restarts", "loss")
+# What an attack takes of these settings; the others take all of them.
+TAKES = {"fgsm": ("eps", "restarts", "loss"), "cw": ("eps", "steps")}
 
 
 def attack_named(name: str, *, eps: float | str | None = None, **changes: Any) -> AttackConfig:
@@ -163,7 +165,7 @@ def attack_named(name: str, *, eps: float | str | None = None, **changes: Any) -
         radius = parse_fraction(eps, "--eps")
         given = {"eps_step": min(1.0, config.eps_step * radius / config.eps) or 1.0, **given, "eps": radius}
     checked = replace(config, **given)
-    unused = {key: getattr(config, key) for key in BUDGET if key not in TAKES[name]}
+    unused = {key: getattr(config, key) for key in TUNED if key not in TAKES.get(name, TUNED)}
     if name == "fgsm":
         unused["eps_step"] = checked.eps  # its one step
     return replace(checked, **unused)
@@ -209,6 +211,7 @@ class TrainingConfig:
             same input (`same-input`, equation 4 as printed).
         patience: Epochs without a better hold-out score before training stops, in the second half of `epochs`.
         seed: Fixes split, augmentation, attacks and training.
+        precision: What the fixers are fitted in.
     """
 
     epochs: int = 20
@@ -218,8 +221,10 @@ class TrainingConfig:
     distill_target: str = "natural"
     patience: int = 5
     seed: int = 0
+    precision: str = "float32"
 
     def __post_init__(self) -> None:
+        require_choice(self.precision, PRECISIONS, "--precision")
         require_choice(self.distill_target, TARGETS, "--distill-target")
         require_range(self.epochs, 1, math.inf, "--epochs")
         require_range(self.batch_size, 1, math.inf, "--batch-size")
@@ -243,7 +248,7 @@ class Recipe:
 RECIPE = frozenset(
     [
         *(field.name for kind in (FixerConfig, DataConfig, TrainingConfig) for field in fields(kind)),
-        *("attack", "attack_labels", *BUDGET),
+        *("attack", "attack_labels", *TUNED),
     ]
 )
 
@@ -251,11 +256,14 @@ RECIPE = frozenset(
 def build_recipe(splits: Iterable[str], *, attack: str = "autopgd", **settings: Any) -> Recipe:
     """Sort settings under their flat names (those of the flags) into a recipe; None stands for the default.
 
+    `precision` is that of the attack and of the training.
+
     Raises:
         SettingError: An unknown name, or a value out of its range.
     """
     given = {name: value for name, value in settings.items() if value is not None}
-    budget = {name: given.pop(name) for name in BUDGET if name in given}
+    tuned = {name: given.pop(name) for name in TUNED if name in given}
+    precision = given.get("precision")  # stays in `given`, for the training
     parts: list[Any] = []
     for kind in (FixerConfig, DataConfig, TrainingConfig):
         own = {field.name: given.pop(field.name) for field in fields(kind) if field.name in given}
@@ -264,4 +272,5 @@ def build_recipe(splits: Iterable[str], *, attack: str = "autopgd", **settings: 
     if given:
         name = next(iter(given))
         raise SettingError(f"There is no setting '{name}'.", did_you_mean(name, sorted(RECIPE)))
-    return Recipe(tuple(splits), parts[0], attack_named(attack, attack_labels=labels, **budget), parts[1], parts[2])
+    opponent = attack_named(attack, attack_labels=labels, precision=precision, **tuned)
+    return Recipe(tuple(splits), parts[0], opponent, parts[1], parts[2])

@@ -19,7 +19,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from fixpatch.errors import FixpatchError
-from fixpatch.results import Evaluation, ModelFacts, Rate, Score, TrainingFacts
+from fixpatch.results import CraftFacts, Evaluation, ModelFacts, Rate, Score, TrainingFacts
 
 SCHEMA = 1
 UNBOUNDED = 10_000
@@ -163,7 +163,7 @@ def show_evaluation(result: Evaluation, quiet: bool = False) -> None:
         rows.setdefault((score.attack, score.attacker), {})[score.model] = score
     origin = "held-out images (they chose the epoch: optimistic)" if result.images == "holdout" else "images"
     console.print(f"{result.n} {origin}, seed {result.seed}")
-    for budget in dict.fromkeys(_budget(score) for score in result.scores if score.attacker != "none"):
+    for budget in dict.fromkeys(_budget(**asdict(score)) for score in result.scores if score.attacker != "none"):
         console.print(f"  {budget}")
     console.print("accuracy in % (95 % interval); robust: right when clean and when attacked")
     table = _table("attack", "made on", *((model, "right") for model in models), ("robust", "right"))
@@ -186,22 +186,36 @@ def show_evaluation(result: Evaluation, quiet: bool = False) -> None:
     show_warnings(result.warnings, quiet)
 
 
+def show_crafting(facts: CraftFacts, path: Path) -> None:
+    """Print what the attacked model gets right of the images that were written."""
+    console = out()
+    console.print(f"{plain(str(path))}: {facts.n:,} images, seed {facts.seed}, made on {facts.attacker}")
+    console.print(f"  {_budget(**facts.attack)}")
+    table = _table("", (f"{facts.attacker} %", "right"))
+    table.add_row("clean", with_interval(facts.clean))
+    table.add_row("adversarial", with_interval(facts.adversarial))
+    console.print(table)
+
+
 def _made_on(attacker: str) -> str:
     return "-" if attacker == "none" else attacker
 
 
-def _budget(score: Score) -> str:
-    more = f", {score.restarts} restarts" if score.restarts > 1 else ""
-    more += "" if score.attack_labels == "true" else f", {score.attack_labels} labels"
-    plural = "s" if score.steps > 1 else ""
-    return f"{score.attack}: l_{score.norm} eps {eps_of(score.eps)}, {score.steps} step{plural}{more}"
+def _budget(attack: str = "", *, name: str = "", norm: str, eps: float, steps: int, restarts: int, **more: Any) -> str:
+    """Write an attack and its budget on one line, from the fields of a score or an attack."""
+    marks = [f"{attack or name}: l_{norm} eps {eps_of(eps)}", f"{steps} step{'s' * (steps > 1)}"]
+    marks += [f"{restarts} restarts"] * (restarts > 1)
+    marks += [f"{more['attack_labels']} labels"] * (more["attack_labels"] != "true")
+    marks += [f"{more['loss']} loss"] * (more["loss"] != "cross-entropy")
+    marks += [more["precision"]] * (more["precision"] != "float32")
+    return ", ".join(marks)
 
 
 def show_patch(facts: Mapping[str, Any], path: Path) -> None:
     """Print what a patch file says about itself."""
     console = out()
     console.print(f"[bold]{plain(str(path))}[/]")
-    _show_facts({name: value for name, value in facts.items() if name != "splits" and not isinstance(value, Mapping)})
+    show_facts({name: value for name, value in facts.items() if name != "splits" and not isinstance(value, Mapping)})
     table = _table("split", ("features", "right"), "dtype", "relu", ("parameters", "right"), ("bytes", "right"))
     for split in facts["splits"]:
         relu, size = _brief("", split["final_relu"]), (f"{split['parameters']:,}", f"{split['bytes']:,}")
@@ -210,10 +224,11 @@ def show_patch(facts: Mapping[str, Any], path: Path) -> None:
     for name, value in facts.items():
         if isinstance(value, Mapping):
             console.print(f"[bold]{name}[/]")
-            _show_facts(value)
+            show_facts(value)
 
 
-def _show_facts(facts: Mapping[str, Any]) -> None:
+def show_facts(facts: Mapping[str, Any]) -> None:
+    """Print facts on a line each, their names before them."""
     width = max(map(len, facts), default=0)
     for name, value in facts.items():
         out().print(f"  {name:<{width}}  {plain(_brief(name, value))}")

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import importlib.metadata
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 
 from fixpatch import __version__
 from fixpatch.attacks import attack_images
 from fixpatch.augment import augment
+from fixpatch.cache import Cache, Shelf
 from fixpatch.classifier import KerasClassifier
 from fixpatch.config import AttackConfig
 from fixpatch.data import ImageSet
@@ -32,11 +34,13 @@ class Pairs:
         shards: Arrays `(2, n, ...)` float32, clean and then adversarial, or the files that hold them.
         sizes: Number of pairs in each shard.
         y: True class ids `(N,)`.
+        cached: How many of the pairs came from the cache.
     """
 
     shards: tuple[Array | Path, ...]
     sizes: tuple[int, ...]
     y: Array
+    cached: int = 0
 
     def __len__(self) -> int:
         return len(self.y)
@@ -93,8 +97,26 @@ def view_shards(
         for start in range(0, len(images), SHARD):
             rows = slice(start, min(start + SHARD, len(images)))
             part = images.take(np.arange(rows.start, rows.stop))
-            varied = replace(part, x=augment(part.x, preset, seed=seed, view=view, keys=keys[rows]))
+            varied = replace(part, x=augment(np.asarray(part.x), preset, seed=seed, view=view, keys=keys[rows]))
             yield Shard(view, to_model(varied.to_range(input_range), channels_first), part.y, keys[rows])
+
+
+@dataclass(frozen=True)
+class Crafted:
+    """A finished shard.
+
+    Attributes:
+        name: Covers all that shaped it.
+        clean, adversarial: Images `(n, ...)` in the model's layout and input range.
+        y: True class ids `(n,)`.
+        cached: Whether it came from the cache.
+    """
+
+    name: str
+    clean: Array
+    adversarial: Array
+    y: Array
+    cached: bool
 
 
 def craft_pairs(
@@ -104,38 +126,86 @@ def craft_pairs(
     *,
     fingerprint: str,
     folder: Path,
-    seed: int = 0,
-    advance: Callable[[int], None] = lambda done: None,
+    cache: Cache | None = None,
     **settings: Any,
 ) -> Pairs:
     """Attack every view of every image once and keep the pairs in `folder`; what is there already is not made again.
 
+    Pairs that `cache` has are linked into `folder`: nothing that another process removes is lost to this run.
+
+    Args:
+        settings: `seed`, `advance`, and those of `view_shards`.
+    """
+    shelf = Shelf(folder)
+    made = craft_shards(classifier, attack, images, fingerprint=fingerprint, shelf=shelf, cache=cache, **settings)
+    facts = [(shelf.path(shard.name), len(shard.y), len(shard.y) * shard.cached) for shard in made]
+    shards, sizes, cached = zip(*facts, strict=True) if facts else ((), (), ())
+    return Pairs(shards, sizes, np.tile(images.y, settings.get("views", 1)), sum(cached))
+
+
+def craft_shards(
+    classifier: KerasClassifier,
+    attack: AttackConfig,
+    images: ImageSet,
+    *,
+    fingerprint: str,
+    shelf: Shelf | None = None,
+    cache: Cache | None = None,
+    seed: int = 0,
+    advance: Callable[[int], None] = lambda done: None,
+    **settings: Any,
+) -> Iterator[Crafted]:
+    """Yield every view of every image with its adversarial version, one shard at a time.
+
     Args:
         fingerprint: Of the model under attack; with settings, images and seed it names a shard.
-        settings: `preset`, `views` and `channels_first` of `view_shards`.
+        shelf: The run's own: a shard is taken from there, else from the cache, else made, and then kept in both.
         advance: Called with the number of images finished.
+        settings: `preset`, `views` and `channels_first` of `view_shards`.
     """
-    shards, sizes = [], []
-    made_with = [fingerprint, asdict(attack), seed, *map(float, classifier.clip_values), __version__]
     for shard in view_shards(images, classifier.clip_values, seed=seed, **settings):
-        make = partial(_pair, classifier, attack, shard, seed)
-        shards.append(_kept(folder, _shard_name([*made_with, shard.view], shard), make))
-        sizes.append(len(shard.y))
+        name = _shard_name([fingerprint, asdict(attack), classifier.batch_size, seed], classifier, shard)
+        both, cached = _finished(name, functools.partial(_pair, classifier, attack, shard, seed), shelf, cache)
         advance(len(shard.y))
-    return Pairs(tuple(shards), tuple(sizes), np.tile(images.y, settings.get("views", 1)))
+        yield Crafted(name, both[0], both[1], shard.y, cached)
+
+
+def _finished(name: str, make: Callable[[], Array], shelf: Shelf | None, cache: Cache | None) -> tuple[Array, bool]:
+    """Return a shard `(2, n, ...)` and whether the cache had it, after putting it wherever it was missing."""
+    both = shelf.read(name) if shelf else None
+    if both is not None:
+        return both, False
+    both = cache.read(name) if cache else None
+    if both is not None and cache is not None:
+        if shelf:
+            shelf.add(name, both, near=cache.path(name))
+        return both, True
+    both = make()
+    if shelf:
+        shelf.add(name, both)
+    if cache:
+        cache.add(name, both, near=shelf.path(name) if shelf else None)
+    return both, False
 
 
 def _pair(classifier: KerasClassifier, attack: AttackConfig, shard: Shard, seed: int) -> Array:
+    classifier.forget()  # a shard is the same whichever others were made before it, or came from the cache
     found = attack_images(attack, classifier, shard.clean, shard.y, shard.keys, seed=seed, view=shard.view)
     return np.stack([shard.clean, found])
 
 
-def classify(classifier: KerasClassifier, images: ImageSet, channels_first: bool) -> Array:
-    """Return the predicted class ids `(N,)` of images as they are."""
+def classify(
+    classifier: KerasClassifier,
+    images: ImageSet,
+    channels_first: bool,
+    input_range: tuple[float, float] | None = None,
+) -> Array:
+    """Return the predicted class ids `(N,)` of images as they are, scaled to `input_range` (the classifier's own)."""
+    limits = input_range or classifier.clip_values
     found = [np.zeros(0, np.int64)]
     for start in range(0, len(images), SHARD):
         part = images.take(np.arange(start, min(start + SHARD, len(images))))
-        found.append(classifier.predict(to_model(part.to_range(classifier.clip_values), channels_first)).argmax(1))
+        found.append(classifier.predict(to_model(part.to_range(limits), channels_first)).argmax(1))
     return np.concatenate(found)
 
 
@@ -144,22 +214,23 @@ def to_model(x: Array, channels_first: bool) -> Array:
     return np.ascontiguousarray(np.moveaxis(x, -1, 1)) if channels_first else x
 
 
-def _shard_name(made_with: Sequence[object], shard: Shard) -> str:
-    digest = hashlib.sha256(json.dumps(made_with, sort_keys=True).encode())
+def _shard_name(made_with: Sequence[object], classifier: KerasClassifier, shard: Shard) -> str:
+    """Name a shard after all that shapes it: model, attack, seed, pixels after augmentation, and the software."""
+    facts = [*made_with, *map(float, classifier.clip_values), shard.view, shard.clean.shape, _software()]
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for part in (shard.clean, shard.y.astype("<i8"), shard.keys):
         digest.update(part.tobytes())
     return digest.hexdigest()[:40]
 
 
-def _kept(folder: Path, name: str, make: Callable[[], Array]) -> Path:
-    path = folder / f"{name}.npy"
-    if path.exists():
-        return path
-    beside = folder / f"{name}.{os.getpid()}.part"
-    try:
-        with beside.open("wb") as stream:
-            np.save(stream, make(), allow_pickle=False)
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
-    return path
+@functools.cache
+def _software() -> tuple[str, ...]:
+    """Return the versions of what computes a pair: another one may round, or attack, in another way."""
+    backend = keras.backend.backend()
+    found = [f"fixpatch {__version__}", f"keras {keras.__version__} on {backend}"]
+    for package in (backend, "adversarial-robustness-toolbox"):
+        try:
+            found.append(f"{package} {importlib.metadata.version(package)}")
+        except importlib.metadata.PackageNotFoundError:  # a build of it under another name
+            continue
+    return tuple(found)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import numpy as np
 from fixpatch.errors import DataError
 from fixpatch.holdout import stratify
 from fixpatch.pictures import UnreadableError, as_levels, fit_item, require_one_shape
+from fixpatch.rows import Images, StoredRows, store
 from fixpatch.sources import check_classes, open_source
 
 
@@ -20,13 +22,13 @@ class ImageSet:
     """Images with their labels.
 
     Attributes:
-        x: Images `(N, H, W, C)`, uint8 in 0..255 or float32 in [0, 1].
+        x: Images `(N, H, W, C)`, uint8 in 0..255 or float32 in [0, 1], in memory or in a temporary file.
         y: Class ids `(N,)` int64, in the model's order.
         classes: Name of every class of the model.
         names: Path of each file within its folder, or its index in the npz file.
     """
 
-    x: np.ndarray
+    x: Images
     y: np.ndarray
     classes: tuple[str, ...]
     names: tuple[str, ...]
@@ -37,12 +39,18 @@ class ImageSet:
     def take(self, indices: Sequence[int] | np.ndarray) -> ImageSet:
         """Return the images at `indices`, in that order."""
         where = np.asarray(indices, int)
-        return ImageSet(self.x[where], self.y[where], self.classes, tuple(self.names[i] for i in where))
+        labels = self.y[where], self.classes, tuple(self.names[i] for i in where)
+        if not isinstance(self.x, StoredRows):
+            return ImageSet(self.x[where], *labels)
+        taken = ImageSet(self.x.take(where), *labels)
+        if "_stored_hashes" in self.__dict__:
+            taken.__dict__["_stored_hashes"] = self._stored_hashes[where]
+        return taken
 
     def to_range(self, input_range: tuple[float, float]) -> np.ndarray:
         """Return the images as float32, black at the low end of `input_range` and white at the high end."""
         low, high = input_range
-        unit = self.x.astype(np.float32) / np.float32(255 if self.x.dtype == np.uint8 else 1)
+        unit = np.asarray(self.x).astype(np.float32) / np.float32(255 if self.x.dtype == np.uint8 else 1)
         return unit * np.float32(high - low) + np.float32(low)
 
     def hashes(self) -> np.ndarray:
@@ -51,12 +59,21 @@ class ImageSet:
         A float image whose values are all k / 255, up to float32 rounding, hashes like the same image in uint8; any
         other by its float32 bytes, so that images which differ by less than a grey level stay apart.
         """
-        digests = b"".join(hash_image(image) for image in self.x)
-        return np.frombuffer(digests, np.uint8).reshape(-1, 32)
+        return self._stored_hashes if isinstance(self.x, StoredRows) else hash_images(self.x)
+
+    @cached_property
+    def _stored_hashes(self) -> np.ndarray:
+        """Hashes of images in a file: these cannot change, as an array can that belongs to the caller."""
+        return hash_images(self.x)
 
     def digest(self) -> str:
         """Return one SHA-256, in hex, of all images and labels in their order."""
         return hashlib.sha256(self.hashes().tobytes() + self.y.astype("<i8").tobytes()).hexdigest()
+
+
+def hash_images(images: Images) -> np.ndarray:
+    """Return the SHA-256 of each image, `(N, 32)` uint8."""
+    return np.frombuffer(b"".join(hash_image(image) for image in images), np.uint8).reshape(-1, 32)
 
 
 def hash_image(image: np.ndarray) -> bytes:
@@ -103,15 +120,24 @@ def load_images(
     if len(set(source.y.tolist())) < 2:
         only = source.classes[source.y[0]]
         raise DataError(f"All images in '{path}' are of one class, '{only}'; expected two or more.")
-    arrays, kept, skipped = [], [], []
-    for i in stratify(source.y, limit, seed):
-        try:
-            arrays.append(fit_item(source.items[i], source.names[i], input_shape))
+    chosen = stratify(source.y, limit, seed)
+    shapes: dict[tuple[int, ...], str] = {}
+    kept, skipped = [], []
+
+    def fitted() -> Iterator[np.ndarray]:
+        for i in chosen:
+            try:
+                image = fit_item(source.items[i], source.names[i], input_shape)
+            except UnreadableError:
+                if not skip_unreadable:
+                    raise
+                skipped.append(source.names[i])
+                continue
             kept.append(i)
-        except UnreadableError:
-            if not skip_unreadable:
-                raise
-            skipped.append(source.names[i])
-    names = [source.names[i] for i in kept]
-    require_one_shape(arrays, names, str(path))
-    return ImageSet(np.stack(arrays), source.y[kept], source.classes, tuple(names)), tuple(skipped)
+            shapes.setdefault(image.shape, source.names[i])
+            require_one_shape(shapes, str(path))
+            yield image[None]
+        require_one_shape(shapes, str(path))
+
+    x = store(fitted(), len(chosen))
+    return ImageSet(x, source.y[kept], source.classes, tuple(source.names[i] for i in kept)), tuple(skipped)

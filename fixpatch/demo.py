@@ -86,8 +86,8 @@ def train_base(images: ImageSet, seed: int) -> keras.Model:
     keras.utils.set_random_seed(seed)
     model = build_base()
     model.compile(keras.optimizers.Adam(2e-3), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    views = [augment(images.x, "shift", seed=seed, view=view, keys=images.hashes()) for view in range(4)]
-    varied = replace(images, x=np.concatenate([images.x, *views]), y=np.tile(images.y, 5))
+    views = [augment(np.asarray(images.x), "shift", seed=seed, view=view, keys=images.hashes()) for view in range(4)]
+    varied = replace(images, x=np.concatenate([np.asarray(images.x), *views]), y=np.tile(images.y, 5))
     model.fit(varied.to_range((0, 1)), varied.y, batch_size=64, epochs=6, verbose=0)
     return model
 

@@ -10,15 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from fixpatch.attacks import attack_images
-from fixpatch.basecheck import measure_base, read_images
+from fixpatch.basecheck import measure_base, read_images, suit_recorded
+from fixpatch.cache import Cache, open_cache
 from fixpatch.classifier import KerasClassifier
 from fixpatch.config import ATTACKERS, AttackConfig, attack_named, require_choice
-from fixpatch.craft import classify, view_shards
+from fixpatch.craft import classify, craft_shards
 from fixpatch.data import ImageSet
 from fixpatch.errors import SettingError
-from fixpatch.models import Base
-from fixpatch.patches import Patch, require_base
+from fixpatch.models import Base, as_base
+from fixpatch.patches import Patch, suit_base
 from fixpatch.results import Evaluation, Listener, Rate, Score
 
 PARTS = 5
@@ -28,10 +28,19 @@ Array = np.ndarray
 
 @dataclass(frozen=True)
 class _Model:
-    """One of the two models that are compared, with its correctness on clean images `(N,)`."""
+    """One of the two models that are compared.
+
+    Attributes:
+        fingerprint: Of the whole model, fixers included.
+        attacked: The estimator that attacks drive.
+        scores: The estimator that judges: what crafting remembers, or took from the cache, never shapes a figure.
+        clean: Correctness on clean images `(N,)`.
+    """
 
     name: str
-    classifier: KerasClassifier
+    fingerprint: str
+    attacked: KerasClassifier
+    scores: KerasClassifier
     clean: Array
 
 
@@ -46,6 +55,7 @@ def evaluate(
     limit: int | None = None,
     seed: int = 0,
     source: str = "given",
+    cache: Cache | str | Path | bool = True,
     listener: Listener | None = None,
 ) -> Evaluation:
     """Attack base and patched model and score both on the same images.
@@ -57,6 +67,7 @@ def evaluate(
         attackers: `base` attacks the base (the paper's attacker), `patched` the whole patched model.
         limit: Use so many images, in proportion to the classes.
         source: `given`, or `holdout` for images that chose the patch's epoch.
+        cache: Folder of the pair cache, True for the user's own, False for none.
 
     Raises:
         PatchError: The patch was made for another base.
@@ -65,26 +76,32 @@ def evaluate(
     listener = listener or Listener()
     configs = [attack_named(attack) if isinstance(attack, str) else attack for attack in attacks]
     attackers = _check_attackers(attackers, patch)
+    if not isinstance(data, ImageSet):
+        base = suit_recorded(base, Path(data))
     if patch is not None:
-        require_base(patch.manifest, base)
+        base = suit_base(base, patch.manifest)
         classes = classes or patch.manifest.class_names or None
-        if base.range_source != "given":
-            base = base.with_range(patch.manifest.input_range, "patch")
     if not isinstance(data, ImageSet):
         data = read_images(base, data, classes=classes, limit=limit, seed=seed)
     base = measure_base(base, data)
     started = time.perf_counter()
-    models = _models(base, patch, data)
-    listener.stage("attacking", len(data) * len(configs) * len(attackers))
+    shelf = open_cache(cache, say=listener.say)
+    models, cached = _models(base, patch, data), 0
+    total = len(data) * len(configs) * len(attackers)
+    listener.stage("attacking", total)
     scores = [_score(model, models[0], model.clean, seed, CLEAN) for model in models]
     standing = models[-1].clean.copy()
     for config in configs:
         for attacker in attackers:
             target = models[-1] if attacker == "patched" else models[0]
-            for model, right in zip(models, _attacked(target, models, config, data, base, seed, listener), strict=True):
+            rights, found = _attacked(target, models, config, data, base, seed, shelf, listener)
+            cached += found
+            for model, right in zip(models, rights, strict=True):
                 scores.append(_score(model, models[0], right, seed, _budget(attacker, config)))
                 if model is models[-1]:
                     standing &= right
+    if cached:
+        listener.say(f"note: {cached:,} of {total:,} adversarial images came from the cache")
     overlap = _overlap(patch, data)
     return Evaluation(
         n=len(data),
@@ -95,6 +112,7 @@ def evaluate(
         worst=Rate.of(standing),
         warnings=_warnings(scores, attackers, patch, source, overlap),
         seconds={"attacking": round(time.perf_counter() - started, 2)},
+        cached=cached,
     )
 
 
@@ -107,13 +125,15 @@ def _check_attackers(attackers: Sequence[str], patch: Patch | None) -> list[str]
 
 
 def _models(base: Base, patch: Patch | None, images: ImageSet) -> list[_Model]:
-    found = [("base", base.logits)]
+    found = {"base": base}
     if patch is not None:
-        found.append(("patch", patch.apply(base)))
+        found["patch"] = as_base(patch.apply(base), input_range=base.input_range)
     models = []
-    for name, model in found:
-        classifier = KerasClassifier(model, input_range=base.input_range)
-        models.append(_Model(name, classifier, classify(classifier, images, base.channels_first) == images.y))
+    for name, model in found.items():
+        attacked = KerasClassifier(model.logits, input_range=base.input_range)
+        scores = KerasClassifier(model.logits, input_range=base.input_range, lean=False)
+        clean = classify(scores, images, base.channels_first) == images.y
+        models.append(_Model(name, model.fingerprint, attacked, scores, clean))
     return models
 
 
@@ -124,16 +144,26 @@ def _attacked(
     images: ImageSet,
     base: Base,
     seed: int,
+    cache: Cache | None,
     listener: Listener,
-) -> list[Array]:
-    """Attack `target` and return for each of `models` which images it gets right then, `(N,)`."""
+) -> tuple[list[Array], int]:
+    """Attack `target`; return for each of `models` which images it gets right then `(N,)`, and how many were cached."""
     right: list[list[Array]] = [[] for _ in models]
-    for shard in view_shards(images, base.input_range, channels_first=base.channels_first):
-        adversarial = attack_images(config, target.classifier, shard.clean, shard.y, shard.keys, seed=seed)
+    cached = 0
+    for shard in craft_shards(
+        target.attacked,
+        config,
+        images,
+        fingerprint=target.fingerprint,
+        cache=cache,
+        seed=seed,
+        channels_first=base.channels_first,
+        advance=listener.advance,
+    ):
         for model, found in zip(models, right, strict=True):
-            found.append(model.classifier.predict(adversarial).argmax(1) == shard.y)
-        listener.advance(len(shard.y))
-    return [np.concatenate(found) for found in right]
+            found.append(model.scores.predict(shard.adversarial).argmax(1) == shard.y)
+        cached += len(shard.y) * shard.cached
+    return [np.concatenate(found) for found in right], cached
 
 
 CLEAN: dict[str, Any] = {
@@ -180,7 +210,7 @@ def _parts(right: Array, seed: int) -> tuple[Any, Any]:
 
 
 def _budget(attacker: str, config: AttackConfig) -> dict[str, Any]:
-    fields = ("eps", "norm", "steps", "restarts", "attack_labels")
+    fields = ("eps", "norm", "steps", "restarts", "attack_labels", "loss", "precision")
     return {"attacker": attacker, "attack": config.name, **{name: getattr(config, name) for name in fields}}
 
 

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from fixpatch.errors import FixpatchError, SettingError
 
+MORE_ROOM = "Free some space or name another place."
+
 
 def require_free(path: Path, force: bool) -> None:
     """Check, before the work starts, that `path` can be written.
@@ -26,7 +28,7 @@ def require_free(path: Path, force: bool) -> None:
         raise SettingError(f"'{path.parent}', the folder to write '{path.name}' in, does not exist.")
 
 
-def require_room(folder: Path, needed: int, what: str) -> None:
+def require_room(folder: Path, needed: int, what: str, hint: str = MORE_ROOM) -> None:
     """Check that `folder`'s disk has room for `needed` bytes: the HDF5 library crashes on a full disk.
 
     Raises:
@@ -35,7 +37,7 @@ def require_room(folder: Path, needed: int, what: str) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         size = f"{needed / 1e6:,.0f} MB are needed, {free / 1e6:,.0f} MB are free"
-        raise FixpatchError(f"Cannot write {what} in '{folder}': {size}.", "Free some space or name another place.")
+        raise FixpatchError(f"Cannot write {what} in '{folder}': {size}.", hint)
 
 
 @contextmanager
@@ -57,4 +59,4 @@ def written_whole(path: Path, force: bool = False) -> Iterator[Path]:
             raise
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         reason = "no space is left on the disk" if full else error.strerror
-        raise FixpatchError(f"Cannot write '{path}': {reason}.", "Free some space or name another place.") from error
+        raise FixpatchError(f"Cannot write '{path}': {reason}.", MORE_ROOM) from error

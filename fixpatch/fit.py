@@ -15,8 +15,11 @@ import numpy as np
 from fixpatch.config import TrainingConfig
 from fixpatch.craft import Pairs
 from fixpatch.errors import FixpatchError
+from fixpatch.features import PairFeatures
+from fixpatch.graft import frozen
+from fixpatch.lean import lean_copy
 from fixpatch.models import Base
-from fixpatch.pairmodel import PairModel
+from fixpatch.pairmodel import build_pair_models
 from fixpatch.results import EpochFacts, Listener
 
 Array = np.ndarray
@@ -29,30 +32,27 @@ CLIP = 1.0  # global norm
 AVERAGE = 0.95  # momentum of the weights' moving average
 
 
-class PairBatches(keras.utils.PyDataset):
+class InOrder(keras.utils.PyDataset):
     """All pairs in order, for validation."""
 
-    def __init__(self, pairs: Pairs, size: int) -> None:
+    def __init__(self, features: PairFeatures, size: int) -> None:
         super().__init__()
-        self.pairs, self.size = pairs, size
+        self.features, self.size = features, size
 
     def __len__(self) -> int:
-        return int(np.ceil(len(self.pairs) / self.size))
+        return int(np.ceil(len(self.features) / self.size))
 
     def __getitem__(self, index: int) -> tuple:
-        rows = np.arange(index * self.size, min((index + 1) * self.size, len(self.pairs)))
-        clean, adversarial, y = self.pairs.take(rows)
-        return (clean, adversarial), y
+        return self.features.take(np.arange(index * self.size, min((index + 1) * self.size, len(self.features))))
 
 
-def shuffled(pairs: Pairs, size: int, seed: int, first_epoch: int) -> Iterator[tuple]:
+def shuffled(features: PairFeatures, size: int, seed: int, first_epoch: int) -> Iterator[tuple]:
     """Yield batches for ever; an epoch's order depends on seed and epoch only, so a resumed run sees the same."""
     epoch = first_epoch
     while True:
-        order = np.random.default_rng([seed, epoch]).permutation(len(pairs))
-        for start in range(0, len(pairs), size):
-            clean, adversarial, y = pairs.take(order[start : start + size])
-            yield (clean, adversarial), y
+        order = np.random.default_rng([seed, epoch]).permutation(len(features))
+        for start in range(0, len(features), size):
+            yield features.take(order[start : start + size])
         epoch += 1
 
 
@@ -165,36 +165,37 @@ def fit_modules(
     """
     size = min(config.batch_size, len(train))
     steps = -(-len(train) // size)
-    model = PairModel(base, modules, config)
-    model.compile(optimizer=build_optimizer(config, steps * config.epochs))
-    model.optimizer.build(model.trainable_variables)
-    done = _epochs_done(folder)
-    _cut_history(folder, done)
+    lean = lean_copy(base.logits, config.precision, keep=modules)
+    with frozen(lean):
+        fixed, model = build_pair_models(lean, modules, config)
+        model.compile(optimizer=build_optimizer(config, steps * config.epochs))
+        model.optimizer.build(model.trainable_variables)
+        done = _epochs_done(folder)
+        _cut_history(folder, done)
+        history = _history(folder)
+        callbacks = _callbacks(folder, history, config, listener, len(holdout) > 0)
+        if not _stopped(model, callbacks):
+            listener.stage("preparing", len(train) + len(holdout))
+            kept, watched = (PairFeatures(pairs, fixed, folder, listener.advance) for pairs in (train, holdout))
+            listener.stage("training", steps * config.epochs)
+            listener.advance(steps * done)
+            try:
+                model.fit(
+                    shuffled(kept, size, config.seed, done),
+                    steps_per_epoch=steps,
+                    epochs=config.epochs,
+                    initial_epoch=done,
+                    validation_data=InOrder(watched, size) if len(watched) else None,
+                    callbacks=callbacks,
+                    shuffle=False,
+                    verbose=0,
+                )
+            finally:
+                _close_log(callbacks)
+        if len(holdout):
+            model.load_weights(folder / BEST)
     history = _history(folder)
-    callbacks = _callbacks(folder, history, config, listener, len(holdout) > 0)
-    listener.stage("training", steps * config.epochs)
-    listener.advance(steps * done)
-    if not _stopped(model, callbacks):
-        validation = PairBatches(holdout, size) if len(holdout) else None
-        batches = shuffled(train, size, config.seed, done)
-        try:
-            model.fit(
-                batches,
-                steps_per_epoch=steps,
-                epochs=config.epochs,
-                initial_epoch=done,
-                validation_data=validation,
-                callbacks=callbacks,
-                shuffle=False,
-                verbose=0,
-            )
-        finally:
-            _close_log(callbacks)
-    history = _history(folder)
-    chosen = len(history) - 1
-    if len(holdout):
-        model.load_weights(folder / BEST)
-        chosen = int(np.argmax([row["val_score"] for row in history]))
+    chosen = int(np.argmax([row["val_score"] for row in history])) if len(holdout) else len(history) - 1
     return tuple(epoch_facts(epoch, row) for epoch, row in enumerate(history)), chosen + 1
 
 

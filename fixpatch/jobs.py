@@ -5,46 +5,31 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from fixpatch.config import ATTACKERS, PAPER_ATTACKS, AttackConfig, Recipe, attack_named
-from fixpatch.data import ImageSet, load_images
+from fixpatch.basecheck import suit_recorded
+from fixpatch.cache import Cache, open_cache
+from fixpatch.config import ATTACKERS, PAPER_ATTACKS, Recipe
+from fixpatch.data import ImageSet
 from fixpatch.errors import DataError, FixpatchError, SettingError
 from fixpatch.evaluation import evaluate
+from fixpatch.export import export_adversarial
 from fixpatch.files import require_free
 from fixpatch.graft import survey
-from fixpatch.holdout import stratify
+from fixpatch.inputs import PATCH, Images, attack_for, find_images, find_patch, load_for
 from fixpatch.models import Base, load, save_model
-from fixpatch.patches import Patch, apply_patches, load_patch, require_base
+from fixpatch.patches import Patch, apply_patches, load_patch
 from fixpatch.places import choose_places
-from fixpatch.results import Evaluation, Listener, ModelFacts
-from fixpatch.runs import RunNote, note_path, read_note, write_note
+from fixpatch.results import CraftFacts, Evaluation, Listener, ModelFacts
+from fixpatch.runs import RunNote, note_path, write_note
 from fixpatch.training import train_recipe, versions
 from fixpatch.vetting import MODEL_SUFFIXES
 
-PATCH = Path("patch.h5")
+__all__ = ["Images", "apply_files", "craft_files", "evaluate_files", "inspect_file", "open_cache", "train_files"]
 MORE_SPACE = "Free some space or name another place with --out."
 Range = tuple[float, float] | None
-
-
-@dataclass(frozen=True)
-class Images:
-    """Where a command's images come from.
-
-    Attributes:
-        path: Folder of class folders, or npz file.
-        classes: Class names in the model's order, or None.
-        skip_unreadable: Leave out files that cannot be decoded.
-        limit: Use so many.
-    """
-
-    path: Path | None
-    classes: tuple[str, ...] | None = None
-    skip_unreadable: bool = False
-    limit: int | None = None
 
 
 def inspect_file(model: Path, input_range: Range = None) -> ModelFacts:
@@ -63,6 +48,7 @@ def train_files(
     patched_model: Path | None = None,
     force: bool = False,
     resume: bool = False,
+    cache: Cache | None = None,
     listener: Listener | None = None,
 ) -> Patch:
     """Train a patch for the model in a file and write it to `out`, with its note beside it.
@@ -74,18 +60,24 @@ def train_files(
     if patched_model is not None and patched_model.suffix not in MODEL_SUFFIXES:
         raise SettingError(f"'{patched_model}' ends in none of {', '.join(MODEL_SUFFIXES)}.", "Rename it.")
     require_free(note_path(out), force=True)
-    if images.path is None:
-        raise DataError("No images are named.", "Pass --data with a folder of class folders or an npz file.")
+    _require_data(images)
     base = load(model, input_range=input_range)
     choose_places(base.model, recipe.splits, base.name)
-    loaded = _load(base, images, recipe.training.seed, images.classes, listener)
+    loaded = load_for(base, images, recipe.training.seed, images.classes, listener)
     with _state_beside(out) as state:
-        patch = train_recipe(base, loaded, recipe, state, keep_hashes=keep_hashes, resume=resume, listener=listener)
+        patch = train_recipe(
+            base, loaded, recipe, state, keep_hashes=keep_hashes, resume=resume, cache=cache, listener=listener
+        )
         if patched_model is not None:
             save_model(patch.apply(base), patched_model, force)
         patch.save(out, force)
         write_note(out, _note(patch, model, images, loaded, recipe))
     return patch
+
+
+def _require_data(images: Images) -> None:
+    if images.path is None:
+        raise DataError("No images are named.", "Pass --data with a folder of class folders or an npz file.")
 
 
 def _require_places(model: Path, outputs: Sequence[Path], force: bool) -> None:
@@ -148,6 +140,39 @@ def apply_files(
     return base
 
 
+def craft_files(
+    model: Path,
+    images: Images,
+    attack: str,
+    out: Path,
+    *,
+    patch: Path | None = None,
+    budget: dict[str, Any] | None = None,
+    input_range: Range = None,
+    seed: int = 0,
+    force: bool = False,
+    cache: Cache | None = None,
+    listener: Listener | None = None,
+) -> CraftFacts:
+    """Attack the model in a file and write the adversarial images to `out`.
+
+    Args:
+        patch: Attack the model with this patch.
+        budget: As for `evaluate_files`.
+    """
+    listener = listener or Listener()
+    attack_for(attack, budget or {}, None)
+    _require_places(model, [out], force)
+    if out.suffix != ".npz":
+        raise SettingError(f"'{out}' does not end in .npz.", "Rename it.")
+    _require_data(images)
+    base = suit_recorded(load(model, input_range=input_range), images.path)
+    found = find_patch(base, patch, listener)[1] if patch else None
+    loaded, _ = find_images(base, images, patch, found, seed, listener)
+    config = attack_for(attack, budget or {}, found)
+    return export_adversarial(base, found, loaded, config, out, seed=seed, cache=cache, force=force, listener=listener)
+
+
 def evaluate_files(
     model: Path,
     patch: Path | None,
@@ -159,6 +184,7 @@ def evaluate_files(
     attackers: Sequence[str] = ("base", "patched"),
     input_range: Range = None,
     seed: int = 0,
+    cache: Cache | None = None,
     listener: Listener | None = None,
 ) -> Evaluation:
     """Evaluate the model in a file, with its patch where there is one.
@@ -174,75 +200,18 @@ def evaluate_files(
             "No attack or no attacker is named.", f"Known: {', '.join(PAPER_ATTACKS)}; {', '.join(ATTACKERS)}."
         )
     for name in attacks:
-        _attack(name, budget or {}, None)
-    base = load(model, input_range=input_range)
-    path, found = _find_patch(base, patch, listener) if use_patch else (None, None)
-    loaded, source = _find_images(base, images, path, found, seed, listener)
+        attack_for(name, budget or {}, None)
+    base = suit_recorded(load(model, input_range=input_range), images.path)
+    path, found = find_patch(base, patch, listener) if use_patch else (None, None)
+    loaded, source = find_images(base, images, path, found, seed, listener)
     return evaluate(
         base,
         found,
         loaded,
-        attacks=[_attack(name, budget or {}, found) for name in attacks],
+        attacks=[attack_for(name, budget or {}, found) for name in attacks],
         attackers=attackers,
         seed=seed,
         source=source,
+        cache=cache or False,
         listener=listener,
     )
-
-
-def _find_patch(base: Base, path: Path | None, listener: Listener) -> tuple[Path | None, Patch | None]:
-    """Load the patch that was named, or `patch.h5` where it fits the base."""
-    if path is not None:
-        patch = load_patch(path)
-        require_base(patch.manifest, base)
-        return path, patch
-    if not PATCH.exists():
-        return None, None
-    patch = load_patch(PATCH)
-    if patch.manifest.base.fingerprint != base.fingerprint:
-        listener.say(f"note: {PATCH} was made for another base; evaluating {base.name} alone (--patch names one)")
-        return None, None
-    return PATCH, patch
-
-
-def _find_images(
-    base: Base, images: Images, path: Path | None, patch: Patch | None, seed: int, listener: Listener
-) -> tuple[ImageSet, str]:
-    names = images.classes or (patch.manifest.class_names if patch else None)
-    if images.path is not None:
-        return _load(base, images, seed, names, listener), "given"
-    note = read_note(path) if path else None
-    if note is None:
-        raise DataError("No images are named, and no training run left a note of its own.", "Pass --data.")
-    if not note.held_out:
-        raise DataError("The patch was trained on all of its images; none were held out.", "Pass --data with others.")
-    loaded = _load(base, Images(Path(note.data), names, note.skip_unreadable), seed, names, listener)
-    if loaded.digest() != note.data_digest or not set(note.held_out) <= set(range(len(loaded))):
-        raise DataError(f"The images in '{note.data}' have changed since the patch was trained.", "Pass --data.")
-    held_out = loaded.take(note.held_out)
-    return held_out.take(stratify(held_out.y, images.limit, seed)), "holdout"
-
-
-def _load(base: Base, images: Images, seed: int, classes: Sequence[str] | None, listener: Listener) -> ImageSet:
-    assert images.path is not None
-    loaded, skipped = load_images(
-        images.path,
-        input_shape=base.image_shape,
-        model_classes=base.classes,
-        classes=classes or None,
-        skip_unreadable=images.skip_unreadable,
-        limit=images.limit,
-        seed=seed,
-    )
-    if skipped:
-        listener.say(
-            f"skipped {len(skipped)} that cannot be decoded: {', '.join(skipped[:5])}{', ...' * (len(skipped) > 5)}"
-        )
-    return loaded
-
-
-def _attack(name: str, budget: dict[str, Any], patch: Patch | None) -> AttackConfig:
-    """Return the attack with the budget that the caller gave, and the patch's own eps where neither says another."""
-    if budget.get("eps") is None and patch is not None and "eps" not in PAPER_ATTACKS[name]:
-        budget = {**budget, "eps": patch.manifest.attack.eps}
-    return attack_named(name, **budget)

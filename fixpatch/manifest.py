@@ -14,6 +14,10 @@ from fixpatch.results import Rate
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
+SCHEMA = 2
+# Keys that came later, by the schema that brought them: a file of an older one has none of them, and means the default.
+ADDED = {2: {"attack": ("loss", "precision"), "training": ("precision",)}}
+
 
 def require(holds: bool, fault: str) -> None:
     """Raise ValueError(`fault`) unless `holds`; the patch reader tells the user which file it is about."""
@@ -159,9 +163,16 @@ def expected_shapes(split: SplitFacts, compression: int) -> dict[str, tuple[int,
     }
 
 
-def canonical(manifest: Manifest) -> str:
-    """Return JSON in the one form that a patch may hold: ASCII, sorted keys, no spaces, finite numbers."""
-    return json.dumps(asdict(manifest), sort_keys=True, separators=(",", ":"), allow_nan=False)
+def canonical(manifest: Manifest, schema: int = SCHEMA) -> str:
+    """Return JSON in the one form that a patch of that schema may hold: ASCII, sorted keys, no spaces, finite numbers.
+
+    A setting that the schema has no key for is left out.
+    """
+    keys = asdict(manifest)
+    for later in range(schema + 1, SCHEMA + 1):
+        for part, names in ADDED[later].items():
+            keys[part] = {name: value for name, value in keys[part].items() if name not in names}
+    return json.dumps(keys, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 @cache

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fixpatch.config import AUGMENTS, LABELS, PAPER_ATTACKS, TARGETS, parse_fraction
+from fixpatch.config import AUGMENTS, LABELS, LOSSES, PAPER_ATTACKS, PRECISIONS, TARGETS, parse_fraction
 from fixpatch.errors import SettingError
 
 
@@ -30,6 +30,12 @@ EpsStep = Annotated[str | None, option("--eps-step", "First step, in the same un
 Steps = Annotated[int | None, option("--steps", "Iterations of the attack.")]
 Restarts = Annotated[int | None, option("--restarts", "Random starts per image, the worst kept.")]
 AttackLabels = Annotated[str | None, option("--attack-labels", f"Labels to attack: {' | '.join(LABELS)}.")]
+Loss = Annotated[str | None, option("--loss", f"What the attack raises: {' | '.join(LOSSES)}.")]
+Precision = Annotated[str | None, option("--precision", f"What is computed in: {' | '.join(PRECISIONS)}.")]
+Limit = Annotated[int | None, option("--limit", "Use so many images, in proportion to the classes.")]
+CacheFolder = Annotated[Path | None, option("--cache", "Folder of the pair cache, instead of the user's own.")]
+NoCache = Annotated[bool, option("--no-cache", "Take no pairs from the cache, and put none there.")]
+CacheCap = Annotated[float | None, option("--cache-cap", "Size that the cache may reach, in GB; 10 where unset.")]
 Seed = Annotated[int, option("--seed", "Fixes split, augmentation, attacks and training.")]
 
 # Of `train` alone.

@@ -11,71 +11,95 @@ from keras import ops
 from fixpatch.config import TrainingConfig
 from fixpatch.graft import graft
 from fixpatch.losses import distillation, focal_loss
-from fixpatch.models import Base
+from fixpatch.trunk import Tap, cut
 
 
-class Tap(keras.layers.Layer):
-    """Pass features on and hand them to `record`, wherever in the graph and however often the layer is called."""
+class Tapped:
+    """A model with `modules` grafted in, whose outputs can be read wherever they sit.
 
-    def __init__(self, record: Callable[[Any], None], **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self._record = record
-
-    def call(self, features: Any) -> Any:
-        """Return `features` as they are."""
-        self._record(features)
-        return features
-
-
-def with_features(model: keras.Model, modules: Mapping[str, Callable]) -> tuple[keras.Model, Callable[[Any], tuple]]:
-    """Graft `modules` and return the grafted model and a function from images to its output and the modules' outputs.
-
-    The features come in the order of `modules`, a layer's calls in theirs, also from inside nested models. (Two graphs
-    with different modules run parallel branches in different orders.)
+    Attributes:
+        model: The grafted model.
     """
-    seen: dict[str, list[Any]] = {path: [] for path in modules}
 
-    def tapped(path: str, module: Callable) -> Callable:
-        tap = Tap(seen[path].append)
-        return lambda features: tap(module(features))
+    def __init__(self, model: keras.Model, modules: Mapping[str, Callable]) -> None:
+        self._seen: dict[str, list[Any]] = {path: [] for path in modules}
+        self.model = graft(model, {path: Tap(module, self._seen[path].append) for path, module in modules.items()})
 
-    grafted = graft(model, {path: tapped(path, module) for path, module in modules.items()})
+    def run(self, model: keras.Model, inputs: Any) -> tuple[Any, list[Any]]:
+        """Return the output of `model`, the whole or its rest, for `inputs`, and the modules' outputs.
 
-    def run(x: Any) -> tuple[Any, list[Any]]:
-        for found in seen.values():
+        These come in the order of the modules, a layer's calls in theirs, also from inside nested models. (Two graphs
+        with different modules run parallel branches in different orders.)
+        """
+        for found in self._seen.values():
             found.clear()
-        out = grafted(x, training=False)  # the base stays in inference mode: no dropout, fixed statistics
-        return out, [features for found in seen.values() for features in found]
+        out = model(inputs, training=False)  # the base stays in inference mode: no dropout, fixed statistics
+        return out, [features for found in self._seen.values() for features in found]
 
-    return grafted, run
+
+def build_pair_models(
+    base: keras.Model, modules: Mapping[str, Callable], config: TrainingConfig
+) -> tuple[FixedPart, PairModel]:
+    """Return what never changes and what training runs, for `modules` in `base` (frozen, giving logits)."""
+    tapped = Tapped(base, modules)
+    trunk, rest = cut(tapped.model)
+    return FixedPart(base, trunk, modules, config), PairModel(tapped, rest, config)
+
+
+class FixedPart(keras.Model):
+    """What a pair gives that no fixer changes: from `(clean, adversarial)`, each `(B, ...)`, to `PairModel`'s inputs.
+
+    These are the features where the first fixers begin, of the clean and then of the adversarial images, and the
+    targets of equation 4 in the order of the splits.
+    """
+
+    def __init__(
+        self, base: keras.Model, trunk: keras.Model, splits: Mapping[str, Any], config: TrainingConfig
+    ) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.tapped = Tapped(base, dict.fromkeys(splits, lambda features: features))
+        self.base = self.tapped.model
+        self.config = config
+        self.built = True  # every layer is
+
+    def call(self, inputs: tuple[Any, Any], training: bool | None = None) -> tuple[Any, ...]:
+        """Return features `(B, ...)`, float32."""
+        clean, adversarial = inputs
+        found = [tensor for images in inputs for tensor in keras.tree.flatten(self.trunk(images, training=False))]
+        for images in self._targets(clean, adversarial):
+            found += self.tapped.run(self.base, images)[1]
+        return tuple(ops.cast(features, "float32") for features in found)
+
+    def _targets(self, clean: Any, adversarial: Any) -> tuple[Any, ...]:
+        if not self.config.distill_weight:
+            return ()
+        return (clean,) if self.config.distill_target == "natural" else (clean, adversarial)
 
 
 class PairModel(keras.Model):
-    """The patched model as a function from pairs to the loss of equation 3, for `fit`.
+    """What of the patched model the fixers reach, as a function from pairs to the loss of equation 3, for `fit`.
 
-    Inputs are `(clean, adversarial)`, each `(B, ...)`; the label is `(B,)`.
+    Its inputs are the outputs of `FixedPart`; the label is `(B,)`.
     """
 
-    def __init__(self, base: Base, modules: Mapping[str, keras.Model], config: TrainingConfig) -> None:
+    def __init__(self, tapped: Tapped, rest: keras.Model, config: TrainingConfig) -> None:
         super().__init__()
-        self.patched, self._patched = with_features(base.logits, modules)
-        self.natural, self._natural = with_features(base.logits, dict.fromkeys(modules, lambda features: features))
-        self.config = config
+        self.tapped, self.rest, self.config = tapped, rest, config
+        self.borders = len(rest.inputs)
         self.means = [keras.metrics.Mean(name=name) for name in ("distill", "clean", "robust")]
         self.built = True  # every layer is
 
-    def call(self, inputs: tuple[Any, Any], training: bool | None = None) -> dict[str, Any]:
+    def call(self, inputs: tuple[Any, ...], training: bool | None = None) -> dict[str, Any]:
         """Return logits `(2 B, classes)`, clean first, and equation 4's term `(2 B,)`."""
-        clean, adversarial = inputs
-        both = ops.concatenate([clean, adversarial])
-        logits, features = self._patched(both)
+        clean, adversarial = inputs[: self.borders], inputs[self.borders : 2 * self.borders]
+        both = [ops.concatenate(pair) for pair in zip(clean, adversarial, strict=True)]
+        logits, features = self.tapped.run(self.rest, both)
         if not self.config.distill_weight:
             return {"logits": logits, "distill": ops.zeros_like(logits[:, 0])}
-        if self.config.distill_target == "natural":
-            _, targets = self._natural(clean)
-            targets = [ops.concatenate([target, target]) for target in targets]
-        else:
-            _, targets = self._natural(both)
+        natural = inputs[2 * self.borders :][: len(features)]
+        attacked = inputs[-len(features) :]  # with target `natural` the same
+        targets = [ops.concatenate(pair) for pair in zip(natural, attacked, strict=True)]
         return {"logits": logits, "distill": distillation(features, targets)}
 
     def compute_loss(

@@ -95,6 +95,16 @@ def require_base(manifest: Manifest, base: Base) -> None:
         )
 
 
+def suit_base(base: Base, manifest: Manifest) -> Base:
+    """Return `base` with the input range that the patch was trained for, unless user or images tell another.
+
+    Raises:
+        PatchError: The patch was made for another base.
+    """
+    require_base(manifest, base)
+    return base if base.range_source in ("given", "recorded") else base.with_range(manifest.input_range, "patch")
+
+
 def read_weights(modules: Mapping[str, keras.Model]) -> dict[str, dict[str, np.ndarray]]:
     """Return the float32 weights of trained modules by split path, then by `layer/variable`."""
     return {

@@ -17,7 +17,7 @@ import numpy as np
 
 from fixpatch.errors import FixpatchError, PatchError
 from fixpatch.files import written_whole
-from fixpatch.manifest import Manifest, canonical, expected_shapes, manifest_of, require
+from fixpatch.manifest import SCHEMA, Manifest, canonical, expected_shapes, manifest_of, require
 from fixpatch.vetting import (
     HDF5_MAGIC,
     PATCH_MAGIC,
@@ -31,7 +31,6 @@ from fixpatch.vetting import (
 if TYPE_CHECKING:
     import h5py
 
-SCHEMA = 1
 USER_BLOCK = 512
 FILE_LIMIT = 2**30
 MANIFEST_LIMIT = 2**22
@@ -46,11 +45,13 @@ class PatchContent:
     Attributes:
         weights: Per split path, then per `layer/variable` (see `expected_shapes`), a float32 array.
         hashes: `(images, 32)` uint8, the SHA-256 of each training image, or None.
+        schema: Of the file that it was read from; what is written has the newest.
     """
 
     manifest: Manifest
     weights: dict[str, dict[str, np.ndarray]]
     hashes: np.ndarray | None
+    schema: int = SCHEMA
 
 
 def write(path: Path, content: PatchContent, force: bool = False) -> None:
@@ -75,7 +76,7 @@ def to_bytes(content: PatchContent) -> bytes:
     with _as_patch_error("This patch cannot be written", "It has to be mended where it was made; no file was written."):
         data = _encode(content)
         _require_size(len(data))
-        _decode(data)  # what the reader would refuse is not written
+        _decode(data, SCHEMA)  # what the reader would refuse is not written
         return data
 
 
@@ -87,8 +88,7 @@ def read(path: Path) -> PatchContent:
     """
     with _as_patch_error(f"'{path}' cannot be used as a patch", FETCH_AGAIN):
         data = _bytes_of(path)
-        _check_header(path, data)
-        return _decode(data)
+        return _decode(data, _checked_schema(path, data))
 
 
 def describe(content: PatchContent) -> dict[str, Any]:
@@ -97,7 +97,7 @@ def describe(content: PatchContent) -> dict[str, Any]:
     for split in described["splits"]:
         split["parameters"] = sum(values.size for values in content.weights[split["path"]].values())
         split["bytes"] = sum(values.nbytes for values in content.weights[split["path"]].values())
-    return {"schema": SCHEMA, **described, "hashes": content.hashes is not None}
+    return {"schema": content.schema, **described, "hashes": content.hashes is not None}
 
 
 @contextmanager
@@ -126,24 +126,26 @@ def _require_size(size: int) -> None:
     require(size <= FILE_LIMIT, f"it has {size} bytes; expected at most {FILE_LIMIT}")
 
 
-def _header(body: memoryview) -> bytes:
+def _header(body: memoryview, schema: int) -> bytes:
     """Return the user block for the HDF5 part `body`: magic, schema and digest as lines of text."""
     digest = hashlib.sha256(body).hexdigest()
-    return (PATCH_MAGIC + f"schema {SCHEMA}\nsha256 {digest}\n".encode()).ljust(USER_BLOCK, b"\0")
+    return (PATCH_MAGIC + f"schema {schema}\nsha256 {digest}\n".encode()).ljust(USER_BLOCK, b"\0")
 
 
-def _check_header(path: Path, data: bytes) -> None:
-    """Check magic, schema and digest in plain Python: damaged bytes never reach the HDF5 library."""
+def _checked_schema(path: Path, data: bytes) -> int:
+    """Return the schema, after checking the header in plain Python: damaged bytes never reach the HDF5 library."""
     if not data.startswith(PATCH_MAGIC):
         kind = looks_like(data) or ("not of a kind that fixpatch knows" if data else "empty")
         hint = "Name the file that `fixpatch train` wrote, usually patch.h5."
         raise PatchError(f"'{path}' is {kind}; it is not a fixpatch patch.", hint)
-    schema = re.match(rb"schema ([1-9][0-9]{0,8})\n", data[len(PATCH_MAGIC) : USER_BLOCK])
-    if schema and int(schema[1]) > SCHEMA:
-        newer = f"'{path}' has schema {int(schema[1])}; this fixpatch reads up to {SCHEMA}."
+    line = re.match(rb"schema ([1-9][0-9]{0,8})\n", data[len(PATCH_MAGIC) : USER_BLOCK])
+    schema = int(line[1]) if line else SCHEMA
+    if schema > SCHEMA:
+        newer = f"'{path}' has schema {schema}; this fixpatch reads up to {SCHEMA}."
         raise PatchError(newer, "It was made by a newer fixpatch; upgrade this one.")
-    intact = data[:USER_BLOCK] == _header(memoryview(data)[USER_BLOCK:])
+    intact = data[:USER_BLOCK] == _header(memoryview(data)[USER_BLOCK:], schema)
     require(intact and data.startswith(HDF5_MAGIC, USER_BLOCK), "it is damaged, its bytes do not match its digest")
+    return schema
 
 
 def _members(manifest: Manifest) -> Iterator[tuple[str, str, dict[str, tuple[int, ...]]]]:
@@ -166,7 +168,7 @@ def _encode(content: PatchContent) -> bytes:
         require(set(variables) == set(shapes), f"'{path}' has {sorted(variables)}; expected {sorted(shapes)}")
         arrays |= {f"fixers/{group}/{key.replace('/', '.')}": variables[key] for key in shapes}
     data = _hdf5_with(arrays)
-    return _header(memoryview(data)[USER_BLOCK:]) + data[USER_BLOCK:]
+    return _header(memoryview(data)[USER_BLOCK:], SCHEMA) + data[USER_BLOCK:]
 
 
 def _hdf5_with(arrays: dict[str, np.ndarray]) -> bytes:
@@ -180,13 +182,13 @@ def _hdf5_with(arrays: dict[str, np.ndarray]) -> bytes:
     return buffer.getvalue()
 
 
-def _decode(data: bytes) -> PatchContent:
+def _decode(data: bytes, schema: int) -> PatchContent:
     """Return the content of a whole file whose header is right, or raise ValueError if it is not as written."""
     import h5py
 
     with h5py.File.in_memory(data) as file:
         require_members(file, {"manifest", "fixers"} | ({"hashes"} & set(file)))
-        manifest = _decode_manifest(plain_array(file, "manifest", None, "|u1").tobytes())
+        manifest = _decode_manifest(plain_array(file, "manifest", None, "|u1").tobytes(), schema)
         names = {group: [key.replace("/", ".") for key in shapes] for _, group, shapes in _members(manifest)}
         fixers = plain_group(file, "fixers", names)
         claimed = sum(4 * math.prod(shape) for _, _, shapes in _members(manifest) for shape in shapes.values())
@@ -198,14 +200,16 @@ def _decode(data: bytes) -> PatchContent:
         }
         size = (manifest.images, HASH_BYTES)
         hashes = plain_array(file, "hashes", size, "|u1") if "hashes" in file else None
-    return PatchContent(manifest, weights, hashes)
+    return PatchContent(manifest, weights, hashes, schema)
 
 
-def _decode_manifest(stored: bytes) -> Manifest:
+def _decode_manifest(stored: bytes, schema: int) -> Manifest:
     require(len(stored) <= MANIFEST_LIMIT, f"the manifest has {len(stored)} bytes; expected at most {MANIFEST_LIMIT}")
     text = stored.decode("ascii")
     manifest = manifest_of(text)
-    require(canonical(manifest) == text, "manifest: not in canonical form, such as with a key missing or repeated")
+    require(
+        canonical(manifest, schema) == text, "manifest: not in canonical form, such as with a key missing or repeated"
+    )
     return manifest
 
 

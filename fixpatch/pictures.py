@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -94,18 +94,22 @@ def fit_floats(image: np.ndarray, input_shape: tuple[int | None, ...]) -> np.nda
     return np.stack([np.asarray(plane) for plane in planes], -1).clip(0, 1)
 
 
-def require_one_shape(arrays: Sequence[np.ndarray], names: Sequence[str], place: str) -> None:
-    """Check that there are images and that all have the shape of the first.
+def require_one_shape(shapes: Mapping[tuple[int, ...], str], place: str) -> None:
+    """Check that images come in one shape.
+
+    Args:
+        shapes: The first image of each shape.
+        place: Where they come from.
 
     Raises:
-        DataError: They do not.
+        DataError: They come in several, or in none.
     """
-    if not arrays:
+    if not shapes:
         raise DataError(f"None of the images in '{place}' can be decoded.")
-    for array, name in zip(arrays, names, strict=True):
-        if array.shape != arrays[0].shape:
-            message = f"'{name}' is {array.shape[:2]}, '{names[0]}' {arrays[0].shape[:2]} (height, width)."
-            raise DataError(message, "The model takes any size, but images of one set must share one: resize them.")
+    if len(shapes) > 1:
+        (first, name), (other, another) = list(shapes.items())[:2]
+        message = f"'{another}' is {other[:2]}, '{name}' {first[:2]} (height, width)."
+        raise DataError(message, "The model takes any size, but images of one set must share one: resize them.")
 
 
 def as_levels(x: np.ndarray) -> np.ndarray | None:

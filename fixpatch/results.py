@@ -88,6 +88,7 @@ class TrainingFacts:
         measured_on: `holdout` (these images chose the epoch) or `training`.
         trainable, parameters: Parameters of the fixers, and of base and fixers together.
         seconds: Wall time of each stage.
+        cached: How many training pairs came from the cache.
     """
 
     measured_on: str
@@ -101,6 +102,49 @@ class TrainingFacts:
     history: tuple[EpochFacts, ...]
     seconds: dict[str, float]
     warnings: tuple[str, ...] = ()
+    cached: int = 0
+
+
+@dataclass(frozen=True)
+class CraftFacts:
+    """What `craft` wrote.
+
+    Attributes:
+        n: Number of images.
+        attacker: Whom the attack was made on: `base` or `patched`.
+        attack: Name and budget.
+        clean, adversarial: Accuracy of the attacked model.
+        cached: How many images came from the cache.
+        seconds: Wall time of each stage.
+    """
+
+    n: int
+    attacker: str
+    attack: dict[str, Any]
+    seed: int
+    clean: Rate
+    adversarial: Rate
+    cached: int
+    seconds: dict[str, float]
+
+
+@dataclass(frozen=True)
+class CacheFacts:
+    """What the pair cache holds, or held before it was cleared.
+
+    Attributes:
+        entries: Number of shards, of up to 64 pairs each.
+        bytes: Their size.
+        cap_bytes: The size beyond which those not used for longest go.
+        oldest_use, newest_use: When an entry was used, in UTC; None in an empty cache.
+    """
+
+    folder: str
+    entries: int
+    bytes: int
+    cap_bytes: int
+    oldest_use: str | None
+    newest_use: str | None
 
 
 @dataclass(frozen=True)
@@ -115,6 +159,7 @@ class Score:
         accuracy_base_right, robust_accuracy_base_right: The same on images that the base gets right when clean.
         parts_mean, parts_std: Mean and standard deviation of `accuracy` over five equal parts (paper: table 1).
         parts_mean_base_right, parts_std_base_right: The same of `accuracy_base_right`; None without such images.
+        loss, precision: What the attack raised, and what it computed in.
     """
 
     model: str
@@ -134,6 +179,8 @@ class Score:
     parts_std: float
     parts_mean_base_right: float | None
     parts_std_base_right: float | None
+    loss: str = "cross-entropy"
+    precision: str = "float32"
 
 
 @dataclass(frozen=True)
@@ -145,6 +192,7 @@ class Evaluation:
         overlap: How many of them the patch was trained on, by content; None where the patch holds no hashes.
         worst: Robust accuracy of the patch, else of the base, per image over all attacks and attackers that ran.
         warnings: What a reader has to know before believing a figure.
+        cached: How many adversarial images came from the cache.
     """
 
     n: int
@@ -155,6 +203,7 @@ class Evaluation:
     worst: Rate
     warnings: tuple[str, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
+    cached: int = 0
 
     @property
     def rows(self) -> list[dict[str, Any]]:

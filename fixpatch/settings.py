@@ -34,6 +34,8 @@ class Settings:
     eps_step: Number | None = None
     steps: int | None = None
     restarts: int | None = None
+    loss: str | None = None
+    precision: str | None = None
     delta: float | None = None
     compression: int | None = None
     activation: str | None = None
@@ -53,6 +55,9 @@ class Settings:
     limit: int | None = None
     hashes: bool | None = None
     skip_unreadable: bool | None = None
+    cache: str | None = None
+    no_cache: bool | None = None
+    cache_cap: float | None = None
     out: str | None = None
     save_model: str | None = None
 
@@ -65,6 +70,7 @@ class ProjectFile(Settings):
     train: Settings = Settings()
     apply: Settings = Settings()
     eval: Settings = Settings()
+    craft: Settings = Settings()
 
 
 def read_settings(path: Path, options: Mapping[str, set[str]]) -> dict[str, dict[str, Any]]:

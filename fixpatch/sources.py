@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import math
 import os
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 
-from fixpatch.errors import DataError, SettingError, did_you_mean
+from fixpatch.errors import DataError, FixpatchError, SettingError, did_you_mean
 from fixpatch.pictures import FORMATS, as_levels
+from fixpatch.rows import PART, Images, in_parts, store
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png")
 NPZ_HINT = "Save it with numpy.savez(path, x=images, y=labels)."
+HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
 class Source(NamedTuple):
     """What a folder or file offers: one path or array, label and name per image, and the model's classes."""
 
-    items: Sequence[Path] | np.ndarray
+    items: Sequence[Path] | Images
     y: np.ndarray
     names: list[str]
     classes: tuple[str, ...]
@@ -121,16 +125,15 @@ def read_npz(path: Path, model_classes: int, classes: Sequence[str] | None) -> S
     Raises:
         DataError: The file is damaged or incomplete, or its arrays cannot be used.
     """
-    try:
+    with _reading(path):
         if not zipfile.is_zipfile(path):
             raise ValueError("it is no zip archive")
         with np.load(path, allow_pickle=False) as file:
-            held = {key: np.asarray(file[key]) for key in ("x", "y", "class_names") if key in file}
-    except Exception as error:  # a damaged archive raises nearly anything
-        raise DataError(f"Cannot read '{path}': {error}.", NPZ_HINT) from error
-    if not {"x", "y"} <= set(held):
+            held = {key: np.asarray(file[key]) for key in ("y", "class_names") if key in file}
+            x = read_x(file, path) if "x" in file else None
+    if x is None or "y" not in held:
         raise DataError(f"'{path}' lacks an array 'x' or 'y'.", NPZ_HINT)
-    x = check_images(held["x"], f"x in '{path}'")
+    x = check_images(x, f"x in '{path}'")
     if "class_names" in held:
         found = held["class_names"].astype(str).ravel().tolist()
         known = match_classes(found, model_classes, classes, f"class_names in '{path}'")
@@ -141,29 +144,73 @@ def read_npz(path: Path, model_classes: int, classes: Sequence[str] | None) -> S
     return Source(x, np.array([known.index(name) for name in found])[y], [str(i) for i in range(len(x))], known)
 
 
-def check_images(x: np.ndarray, place: str) -> np.ndarray:
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turn what a damaged archive raises, which is nearly anything, into a DataError."""
+    try:
+        yield
+    except FixpatchError:
+        raise
+    except Exception as error:
+        raise DataError(f"Cannot read '{path}': {error}.", NPZ_HINT) from error
+
+
+def read_x(file: np.lib.npyio.NpzFile, path: Path) -> Images:
+    """Return `x` of an npz file: in a temporary file if it can be images; else numpy reads it, or says why not."""
+    archive = file.zip
+    assert archive is not None  # as after closing it
+    with archive.open("x" if "x" in archive.namelist() else "x.npy") as member:
+        try:
+            shape, by_column, dtype = HEADERS[np.lib.format.read_magic(member)](member)
+        except (KeyError, ValueError):
+            return np.asarray(file["x"])
+        if by_column or dtype.kind not in "iuf" or len(shape) not in (3, 4) or 0 in shape:
+            return np.asarray(file["x"])
+        return store(_parts(member, shape, dtype, path), shape[0])
+
+
+def _parts(member: IO[bytes], shape: tuple[int, ...], dtype: np.dtype, path: Path) -> Iterator[np.ndarray]:
+    """Read images `(N, H, W, C)` or `(N, H, W)` as `(n, H, W, C)`."""
+    image = (*shape[1:], 1)[:3]
+    for start in range(0, shape[0], PART):
+        rows = min(PART, shape[0] - start)
+        size = rows * math.prod(image) * dtype.itemsize
+        with _reading(path):
+            part = member.read(size)
+            if len(part) < size:
+                raise ValueError("x ends too early")
+        yield np.frombuffer(part, dtype).reshape(rows, *image)
+
+
+def check_images(x: Images, place: str) -> Images:
     """Return `x` as `(N, H, W, C)`, uint8 or float32 in [0, 1]; floats that hold 8-bit levels become uint8.
 
     Raises:
         DataError: Rank, type or values are not those of images.
     """
-    if x.ndim not in (3, 4) or not x.size:
+    if x.ndim not in (3, 4) or 0 in x.shape:
         raise DataError(f"{place} has the shape {x.shape}; expected (N, H, W, C) or (N, H, W), and no axis of 0.")
-    x = x[..., None] if x.ndim == 3 else x
+    if isinstance(x, np.ndarray) and x.ndim == 3:
+        x = x[..., None]
     if x.dtype == np.uint8:
         return x
     if x.dtype.kind not in "iuf":
         raise DataError(f"{place} is of type {x.dtype}; expected uint8 or floats.")
-    low, high = float(x.min()), float(x.max())
+    ends = np.array([(part.min(), part.max()) for part in in_parts(x)])
+    low, high = float(ends.min()), float(ends.max())
     if not (low >= 0 and high <= 255):  # also true for NaN
         hint = "Save the images as they are before any preprocessing: fixpatch scales them itself."
         raise DataError(f"{place} has values from {low:g} to {high:g}; expected 0 to 1 or 0 to 255.", hint)
     if x.dtype.kind != "f":
-        return x.astype(np.uint8)
-    unit = x.astype(np.float32) / np.float32(1 if high <= 1.001 else 255)  # rounding may carry a white pixel beyond 1
-    unit = np.minimum(unit, np.float32(1))
-    levels = as_levels(unit)
-    return unit if levels is None else levels
+        return store((part.astype(np.uint8) for part in in_parts(x)), len(x))
+    white = np.float32(1 if high <= 1.001 else 255)  # rounding may carry a white pixel beyond 1
+
+    def units() -> Iterator[np.ndarray]:
+        return (np.minimum(part.astype(np.float32) / white, np.float32(1)) for part in in_parts(x))
+
+    if any(as_levels(part) is None for part in units()):
+        return store(units(), len(x))
+    return store((levels for levels in map(as_levels, units()) if levels is not None), len(x))
 
 
 def check_labels(y: np.ndarray, n: int, count: int, place: str) -> np.ndarray:

@@ -44,7 +44,7 @@ class Tracker:
     def project(self, points: Array, rows: Array) -> tuple[Array, Array]:
         """Return the points projected into their image's ball, and which of them really moved."""
         inside = np.clip(points, self.low[rows], self.high[rows])
-        moved = np.abs(inside - points).reshape(len(points), -1).max(1) > self.slack
+        moved = np.abs(inside - points).max(axis=tuple(range(1, points.ndim))) > self.slack
         return inside, moved
 
     def see(self, points: Array, rows: Array, logits: Array) -> None:
@@ -53,9 +53,10 @@ class Tracker:
         top = logits.max(1, keepdims=True)
         loss = (top[:, 0] + np.log(np.exp(logits - top).sum(1))) - logits[np.arange(len(y)), y]
         broken = logits.argmax(1) != y
-        for i, row in enumerate(rows):
-            if (broken[i], loss[i]) > (self.broken[row], self.loss[row]):
-                self.best[row], self.broken[row], self.loss[row] = points[i], broken[i], loss[i]
+        tied = broken == self.broken[rows]
+        stronger = np.where(tied, loss > self.loss[rows], broken)
+        into = rows[stronger]
+        self.best[into], self.broken[into], self.loss[into] = points[stronger], broken[stronger], loss[stronger]
         if self.stop_when_broken and self.broken.all():
             raise AllBroken
 

@@ -17,6 +17,7 @@ import keras
 import numpy as np
 
 from fixpatch.basecheck import measure_base, read_images
+from fixpatch.cache import Cache, open_cache
 from fixpatch.classifier import KerasClassifier
 from fixpatch.config import Recipe, build_recipe
 from fixpatch.craft import SHARD, Pairs, craft_pairs
@@ -24,7 +25,7 @@ from fixpatch.data import ImageSet
 from fixpatch.errors import SettingError
 from fixpatch.files import require_room
 from fixpatch.fit import fit_modules
-from fixpatch.graft import build_modules, frozen, graft, split_facts
+from fixpatch.graft import build_modules, graft, split_facts
 from fixpatch.holdout import split_holdout
 from fixpatch.manifest import BaseFacts, Figures, Manifest
 from fixpatch.models import Base
@@ -47,6 +48,7 @@ def train(
     *,
     attack: str = "autopgd",
     classes: Sequence[str] | None = None,
+    cache: Cache | str | Path | bool = True,
     listener: Listener | None = None,
     **settings: Any,
 ) -> Patch:
@@ -56,18 +58,21 @@ def train(
         data: A folder with a folder per class, an npz file, or images in memory.
         attack: A name of the paper's.
         classes: Class names in the model's order, where sorted folder names are not.
+        cache: Folder of the pair cache, True for the user's own, False for none.
         settings: Any field of `FixerConfig`, `DataConfig` and `TrainingConfig`, and `eps`, `eps_step`, `steps`,
-            `restarts` and `attack_labels` of the attack.
+            `restarts`, `attack_labels` and `loss` of the attack.
 
     Raises:
         DataError: The images cannot be used, or the base is not better than chance on them.
         ModelError: No fixer can sit after a layer in `splits`.
         SettingError: An unknown setting, or a value out of its range.
     """
+    listener = listener or Listener()
     recipe = build_recipe(splits, attack=attack, **settings)
     images = data if isinstance(data, ImageSet) else read_images(base, data, classes=classes)
     with tempfile.TemporaryDirectory(prefix="fixpatch-") as folder:
-        return train_recipe(base, images, recipe, Path(folder), listener=listener)
+        shelf = open_cache(cache, say=listener.say)
+        return train_recipe(base, images, recipe, Path(folder), cache=shelf, listener=listener)
 
 
 def train_recipe(
@@ -78,12 +83,14 @@ def train_recipe(
     *,
     keep_hashes: bool = True,
     resume: bool = False,
+    cache: Cache | None = None,
     listener: Listener | None = None,
 ) -> Patch:
     """Train as `recipe` says.
 
     Args:
         folder: Keeps pairs and checkpoints; with `resume` an interrupted run goes on from there to the same result.
+        cache: Pairs are taken from there, and go there.
         keep_hashes: Put the images' content hashes into the patch; they let others test whether an image was used.
 
     Raises:
@@ -96,7 +103,7 @@ def train_recipe(
         listener.say(f"nothing to go on with in '{folder}'; starting anew")
     _claim_folder(folder, recipe, base, images, resume)
     modules = build_modules(base.model, places, recipe.fixer, recipe.training.seed)
-    return _train(base, images, recipe, modules, keep_hashes, folder, listener)
+    return _train(base, images, recipe, modules, keep_hashes, folder, cache, listener)
 
 
 def _train(
@@ -106,18 +113,20 @@ def _train(
     modules: dict[str, keras.Model],
     keep_hashes: bool,
     folder: Path,
+    cache: Cache | None,
     listener: Listener,
 ) -> Patch:
     seconds: dict[str, float] = {}
     keep, held_out = split_holdout(images, recipe.data.holdout, recipe.training.seed, recipe.data.group_by)
     with _timed(seconds, "crafting"):
-        pairs, kept_back = _craft(base, images.take(keep), images.take(held_out), recipe, folder, listener)
+        pairs, kept_back = _craft(base, images.take(keep), images.take(held_out), recipe, folder, cache, listener)
     trainable = sum(module.count_params() for module in modules.values())
     listener.say(
         f"trainable parameters: {trainable:,} of {trainable + base.parameters:,} "
         f"({100 * trainable / (trainable + base.parameters):.2f} %); pairs: {len(pairs):,}"
+        + (f" ({pairs.cached:,} from the cache)" if pairs.cached else "")
     )
-    with _timed(seconds, "training"), frozen(base.model), frozen(base.logits):
+    with _timed(seconds, "training"):
         keras.utils.set_random_seed(recipe.training.seed)
         history, best = fit_modules(base, modules, pairs, kept_back, recipe.training, folder / "fit", listener)
     measured = kept_back if len(kept_back) else pairs
@@ -129,6 +138,7 @@ def _train(
         history=history,
         seconds=seconds,
         warnings=_warnings(figures),
+        cached=pairs.cached,
     )
     content = _content(
         base, images, recipe, modules, len(keep), figures, images.hashes()[keep] if keep_hashes else None
@@ -137,26 +147,36 @@ def _train(
 
 
 def _craft(
-    base: Base, train: ImageSet, holdout: ImageSet, recipe: Recipe, folder: Path, listener: Listener
+    base: Base,
+    train: ImageSet,
+    holdout: ImageSet,
+    recipe: Recipe,
+    folder: Path,
+    cache: Cache | None,
+    listener: Listener,
 ) -> tuple[Pairs, Pairs]:
     """Make the training pairs, and one unvaried pair for each hold-out image."""
-    classifier = KerasClassifier(base.logits, input_range=base.input_range)
+    attack = recipe.attack
+    classifier = KerasClassifier(
+        base.logits, input_range=base.input_range, loss=attack.loss, precision=attack.precision
+    )
     listener.stage("crafting", len(train) * recipe.data.views + len(holdout))
     shared: dict[str, Any] = {
         "fingerprint": base.fingerprint,
         "seed": recipe.training.seed,
         "channels_first": base.channels_first,
         "folder": folder / "pairs",
+        "cache": cache,
         "advance": listener.advance,
     }
-    pairs = craft_pairs(classifier, recipe.attack, train, preset=recipe.data.augment, views=recipe.data.views, **shared)
-    return pairs, craft_pairs(classifier, recipe.attack, holdout, **shared)
+    pairs = craft_pairs(classifier, attack, train, preset=recipe.data.augment, views=recipe.data.views, **shared)
+    return pairs, craft_pairs(classifier, attack, holdout, **shared)
 
 
 def _figures(base: Base, modules: dict[str, keras.Model], pairs: Pairs, measured_on: str, best: int) -> Figures:
     rates = {}
     for name, model in (("base", base.logits), ("patch", graft(base.logits, modules))):
-        classifier = KerasClassifier(model, input_range=base.input_range)
+        classifier = KerasClassifier(model, input_range=base.input_range, lean=False)
         clean, robust = [], []
         for plain, adversarial, y in pairs.batches(SHARD):
             clean.append(classifier.predict(plain).argmax(1) == y)

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # as `import fixpatch` does, which comes after Keras here
+# No test may reach the user's own cache; what children inherit is decided before the first fixture.
+os.environ["FIXPATCH_CACHE"] = tempfile.mkdtemp(prefix="fixpatch-test-cache-")
 
 import keras
 import numpy as np
@@ -18,10 +24,19 @@ from fixpatch import demo
 from fixpatch.data import ImageSet
 from fixpatch.results import Listener
 
+atexit.register(shutil.rmtree, os.environ["FIXPATCH_CACHE"], ignore_errors=True)
 settings.register_profile("steady", deadline=None, derandomize=True)
 settings.load_profile("steady")
 
 SPLITS = ("res_block_1", "res_block_2")
+
+
+@pytest.fixture(autouse=True)
+def cache_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of its own for each test: none finds what another made."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("FIXPATCH_CACHE", str(folder))
+    return folder
 
 
 @pytest.fixture(scope="session")

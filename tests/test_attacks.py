@@ -51,14 +51,18 @@ def test_autopgd_is_at_least_as_strong_as_pgd_and_pgd_as_fgsm(classifier: KerasC
 
 
 @pytest.mark.parametrize("name", ["autopgd", "pgd", "fgsm"])
-def test_an_image_alone_and_among_others_gives_the_same(base: Base, unseen: ImageSet, name: str) -> None:
-    x, y, keys = unseen.to_range((0, 1)), unseen.y, unseen.hashes()
+def test_an_image_alone_and_among_63_others_gives_the_same(
+    classifier: KerasClassifier, digits: tuple, name: str
+) -> None:
+    """Up to rounding, which differs with the batch's size: where it decides a tie in pooling, a pixel may differ."""
+    images = digits[2].take(np.arange(64))
+    x, y, keys = images.to_range((0, 1)), images.y, images.hashes()
     attack = attack_named(name, eps=EPS, steps=None if name == "fgsm" else 6, restarts=2)
-    together = attack_images(attack, KerasClassifier(base.logits), x, y, keys, seed=3, view=1)
-    for row in (0, 17, 39):
+    together = attack_images(attack, classifier, x, y, keys, seed=3, view=1)
+    for row in (0, 17, 63):
         one = slice(row, row + 1)
-        alone = attack_images(attack, KerasClassifier(base.logits), x[one], y[one], keys[one], seed=3, view=1)
-        assert np.abs(alone[0] - together[row]).max() <= 1e-4 * EPS or np.mean(alone[0] == together[row]) > 0.95
+        alone = attack_images(attack, classifier, x[one], y[one], keys[one], seed=3, view=1)
+        assert np.mean(np.abs(alone[0] - together[row]) <= 1e-4 * EPS) >= 0.95
 
 
 def test_random_starts_follow_seed_view_and_restart(classifier: KerasClassifier, unseen: ImageSet) -> None:
@@ -136,3 +140,57 @@ def test_eps_is_a_fraction_of_the_models_own_range(base: Base, unseen: ImageSet,
     scaled = attack_images(attack, KerasClassifier(wide, input_range=(0.0, 255.0)), x * 255, y, keys)
     assert np.abs(scaled - x * 255).max() <= EPS * 255 * (1 + 1e-6)
     assert np.mean(np.abs(scaled / 255 - narrow) < 1e-3) > 0.9
+
+
+def test_an_image_that_only_the_reduced_copy_gets_wrong_is_attacked_on_the_exact_model(
+    base: Base, digits: tuple, unseen: ImageSet
+) -> None:
+    """ART leaves out what its estimator finds wrong: such an image would come back as it is, and right."""
+    classifier = KerasClassifier(base.logits)
+    reduced = classifier.variant("cross-entropy", "bfloat16")
+    x, y, keys = nearly_wrong(classifier.exact, unseen)
+    mistaken = reduced.predict(x).argmax(1) != y
+    assert 3 <= mistaken.sum() < len(x)
+    attack = attack_named("fgsm", eps=1 / 255, precision="bfloat16")
+    found = attack_images(attack, classifier, x, y, keys)
+    still = classifier.exact.predict(found).argmax(1) == y
+    assert not still[mistaken].any()
+    in_float32 = attack_images(attack_named("fgsm", eps=1 / 255), classifier, x, y, keys)
+    assert still.sum() <= (classifier.exact.predict(in_float32).argmax(1) == y).sum()
+
+
+def test_what_only_the_reduced_copy_finds_broken_still_stands(base: Base, unseen: ImageSet) -> None:
+    """With hardly any room, the copy's mistakes are all that there is to find: restarts go on, in float32."""
+    classifier = KerasClassifier(base.logits)
+    x, y, keys = nearly_wrong(classifier.exact, unseen)
+    attack = attack_named("pgd", eps=1e-7, steps=2, precision="bfloat16")
+    found = attack_images(attack, classifier, x, y, keys)
+    before, after = (classifier.exact.compute_loss(part, y) for part in (x, found))
+    assert (after >= before - 1e-5).all()
+
+
+def nearly_wrong(exact: KerasClassifier, images: ImageSet) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return blends of two images that the model just gets right, nearer to the boundary than bfloat16 can tell."""
+    x, y, keys = images.to_range((0, 1)), images.y, images.hashes()
+    right = exact.predict(x).argmax(1) == y
+    x, y, keys = x[right], y[right], keys[right]
+    other = np.roll(x, 4, axis=0)  # of another class: the images are sorted by theirs
+    low, high = np.zeros((len(x), 1, 1, 1), np.float32), np.ones((len(x), 1, 1, 1), np.float32)
+    for _ in range(14):
+        middle = (low + high) / 2
+        keeps = (exact.predict(x + middle * (other - x)).argmax(1) == y)[:, None, None, None]
+        low, high = np.where(keeps, middle, low), np.where(keeps, high, middle)
+    return x + low * (other - x), y, keys
+
+
+@pytest.mark.parametrize("settings", [{"loss": "dlr"}, {"precision": "bfloat16"}])
+def test_attack_follows_its_own_loss_and_precision(
+    classifier: KerasClassifier, unseen: ImageSet, settings: dict[str, str]
+) -> None:
+    x, y, keys = unseen.to_range((0, 1))[:16], unseen.y[:16], unseen.hashes()[:16]
+    plain, other = (
+        attack_images(attack_named("pgd", eps=EPS, steps=8, **more), classifier, x, y, keys) for more in ({}, settings)
+    )
+    assert not np.array_equal(plain, other)
+    assert np.abs(other - x).max() <= EPS * (1 + 1e-6)
+    assert (classifier.exact.predict(other).argmax(1) == y).mean() < 0.8

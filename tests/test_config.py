@@ -114,6 +114,9 @@ REFUSED = [
     *((FixerConfig, "compression", value, "--compression") for value in (0, -1, math.nan, math.inf)),
     (AttackConfig, "name", "autopdg", "--attack"),
     (AttackConfig, "attack_labels", "wrong", "--attack-labels"),
+    (AttackConfig, "loss", "ce", "--loss"),
+    (AttackConfig, "precision", "float16", "--precision"),
+    (TrainingConfig, "precision", "double", "--precision"),
     *((AttackConfig, "eps", value, "--eps") for value in (0, -0.1, 1.0001, math.nan, math.inf, HUGE)),
     *((AttackConfig, "eps_step", value, "--eps-step") for value in (0, -0.1, 1.0001, math.nan, HUGE)),
     *((AttackConfig, "steps", value, "--steps") for value in (0, -1, math.inf)),
@@ -199,6 +202,13 @@ def test_recipe_sorts_settings_into_their_places() -> None:
     assert (recipe.fixer.delta, recipe.data.views, recipe.training.epochs, recipe.training.seed) == (0.5, 7, 2, 3)
 
 
+def test_precision_is_that_of_attack_and_training() -> None:
+    recipe = build_recipe(["a"], precision="bfloat16", loss="dlr")
+    assert (recipe.attack.precision, recipe.training.precision) == ("bfloat16", "bfloat16")
+    assert (recipe.attack.loss, attack_named("fgsm", loss="dlr").loss) == ("dlr", "dlr")
+    assert (build_recipe(["a"]).attack.precision, build_recipe(["a"]).training.precision) == ("float32", "float32")
+
+
 @pytest.mark.parametrize(("name", "meant"), [("epoch", "epochs"), ("epss", "eps"), ("restart", "restarts")])
 def test_unknown_setting_is_refused(name: str, meant: str) -> None:
     with pytest.raises(SettingError, match=rf"There is no setting '{name}'\. Did you mean '{meant}'\?"):
@@ -213,7 +223,7 @@ def test_setting_unlike_any_is_refused_without_a_guess() -> None:
 
 def test_every_name_of_a_recipe_is_accepted() -> None:
     values: dict[str, Any] = {"attack": "pgd", "eps": 0.1, "eps_step": 0.1, "attack_labels": "true", "steps": 1}
-    values |= {"restarts": 1, "group_by": "a"}
+    values |= {"restarts": 1, "group_by": "a", "loss": "dlr"}
     for kind in (FixerConfig, DataConfig, TrainingConfig):
         values |= {field.name: field.default for field in fields(kind) if field.name not in values}
     assert set(values) == RECIPE
@@ -222,12 +232,18 @@ def test_every_name_of_a_recipe_is_accepted() -> None:
 
 @pytest.mark.parametrize(
     ("name", "field", "value"),
-    [("fgsm", "steps", 50), ("fgsm", "eps_step", 0.01), ("cw", "restarts", 5), ("cw", "eps_step", 0.1)],
+    [
+        ("fgsm", "steps", 50),
+        ("fgsm", "eps_step", 0.01),
+        ("cw", "restarts", 5),
+        ("cw", "eps_step", 0.1),
+        ("cw", "loss", "dlr"),
+    ],
 )
 def test_what_an_attack_does_not_use_is_not_recorded(name: str, field: str, value: float) -> None:
     assert attack_named(name, **{field: value}) == attack_named(name)
     with pytest.raises(SettingError):
-        attack_named(name, **{field: -1})
+        attack_named(name, **{field: "x" if field == "loss" else -1})
 
 
 def test_autopgd_always_starts_at_random() -> None:

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import weakref
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import keras
 import numpy as np
 import pytest
 
+import fixpatch
+from fixpatch.cache import Cache
 from fixpatch.classifier import KerasClassifier
 from fixpatch.config import attack_named
-from fixpatch.craft import Pairs, craft_pairs
+from fixpatch.craft import Pairs, _software, craft_pairs, craft_shards
 from fixpatch.data import ImageSet
-from fixpatch.models import Base
+from fixpatch.models import Base, load
 
 ATTACK = attack_named("fgsm", eps="40/255")
 
 
-@pytest.fixture
-def classifier(base: Base) -> KerasClassifier:
-    return KerasClassifier(base.logits)
+@pytest.fixture(scope="module")
+def classifier(model_file: Path) -> KerasClassifier:
+    return KerasClassifier(load(model_file).logits)
 
 
 def test_views_are_augmented_before_the_attack(classifier: KerasClassifier, small: ImageSet, tmp_path: Path) -> None:
@@ -75,21 +81,58 @@ def test_kept_pairs_hold_no_file_open(classifier: KerasClassifier, small: ImageS
     assert str(tmp_path) not in Path("/proc/self/maps").read_text()
 
 
-@pytest.mark.parametrize("change", ["eps", "seed", "preset", "image", "label"])
+CHANGES: dict[str, dict[str, Any]] = {
+    "fingerprint": {"fingerprint": "another"},
+    "eps": {"attack": attack_named("fgsm", eps="30/255")},
+    "steps": {"attack": attack_named("pgd", eps="40/255", steps=1)},
+    "attack labels": {"attack": attack_named("fgsm", eps="40/255", attack_labels="predicted")},
+    "loss": {"attack": attack_named("fgsm", eps="40/255", loss="dlr")},
+    "precision": {"attack": attack_named("fgsm", eps="40/255", precision="bfloat16")},
+    "batch size": {"classifier": {"batch_size": 3}},
+    "input range": {"classifier": {"input_range": (0.0, 2.0)}},
+    "seed": {"seed": 1},
+    "augmentation": {"preset": "shift"},
+    "image": {"x": 1},
+    "label": {"y": 1},
+    "company": {"count": 3},
+}
+
+
+def names(model: keras.Model, small: ImageSet, **change: Any) -> list[str]:
+    """Return the names of the shards of a few images, without attacking them."""
+    few = small.take(range(change.get("count", 4)))
+    x, y = few.x.copy(), few.y.copy()
+    x[0, 0, 0, 0] += change.get("x", 0)
+    y[0] = (y[0] + change.get("y", 0)) % 10
+    shaping = {name: change[name] for name in ("seed", "preset", "views") if name in change}
+    found = craft_shards(
+        KerasClassifier(model, lean=False, **change.get("classifier", {})),
+        change.get("attack", ATTACK),
+        replace(few, x=x, y=y),
+        fingerprint=change.get("fingerprint", "f"),
+        **shaping,
+    )
+    return [shard.name for shard in found]
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_whatever_shapes_a_pair_names_its_shard(
-    classifier: KerasClassifier, small: ImageSet, tmp_path: Path, change: str
+    base: Base, small: ImageSet, monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
-    few = small.take(range(4))
-    craft_pairs(classifier, ATTACK, few, fingerprint="f", folder=tmp_path)
-    attack = attack_named("fgsm", eps="30/255") if change == "eps" else ATTACK
-    if change in ("image", "label"):
-        x, y = few.x.copy(), few.y.copy()
-        x[0, 0, 0, 0] += change == "image"
-        y[0] = (y[0] + (change == "label")) % 10
-        few = ImageSet(x, y, few.classes, few.names)
-    settings = {"seed": 1} if change == "seed" else {"preset": "shift"} if change == "preset" else {}
-    craft_pairs(classifier, attack, few, fingerprint="f", folder=tmp_path, **settings)
-    assert len(list(tmp_path.iterdir())) == 2
+    monkeypatch.setattr("fixpatch.craft.attack_images", lambda attack, classifier, x, *_, **__: x)
+    first = names(base.logits, small)
+    assert first == names(base.logits, small)
+    assert names(base.logits, small, **CHANGES[change]) != first
+
+
+def test_views_and_software_name_a_shard_too(base: Base, small: ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fixpatch.craft.attack_images", lambda attack, classifier, x, *_, **__: x)
+    first, second = names(base.logits, small, views=2)
+    assert first != second, "another view starts its attack elsewhere, with the same pixels too"
+    assert f"fixpatch {fixpatch.__version__}" in _software()
+    assert any(part.startswith("adversarial-robustness-toolbox 1.") for part in _software())
+    monkeypatch.setattr("fixpatch.craft._software", lambda: ("another",))
+    assert names(base.logits, small)[0] != first
 
 
 def test_a_cut_off_shard_leaves_nothing(
@@ -102,3 +145,83 @@ def test_a_cut_off_shard_leaves_nothing(
     with pytest.raises(KeyboardInterrupt):
         craft_pairs(classifier, ATTACK, small, fingerprint="f", folder=tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_cache_serves_another_run(
+    classifier: KerasClassifier, small: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = Cache(tmp_path / "cache")
+    folders = [tmp_path / name for name in "abc"]
+    for folder in folders:
+        folder.mkdir()
+    kept = {"fingerprint": "f", "views": 2, "preset": "shift"}
+    first = craft_pairs(classifier, ATTACK, small, folder=folders[0], cache=cache, **kept)
+    alone = craft_pairs(classifier, ATTACK, small, folder=folders[2], **kept)
+    monkeypatch.setattr(KerasClassifier, "loss_gradient", None)
+    second = craft_pairs(classifier, ATTACK, small, folder=folders[1], cache=cache, **kept)
+    assert (first.cached, second.cached, alone.cached) == (0, 120, 0)
+    contents = [{path.name: path.read_bytes() for path in folder.iterdir()} for folder in (*folders, cache.folder)]
+    assert all(content == contents[0] for content in contents)
+    cache.clear()
+    everything = np.arange(120)
+    for part, other in zip(first.take(everything), second.take(everything), strict=True):
+        np.testing.assert_array_equal(part, other)
+
+
+def test_interrupted_crafting_goes_on_from_the_cache(
+    classifier: KerasClassifier, small: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, kept = Cache(tmp_path), {"fingerprint": "f", "views": 2, "preset": "shift"}
+    begun = craft_shards(classifier, ATTACK, small, cache=cache, **kept)
+    first = next(begun).adversarial
+    begun.close()
+    gone_on = craft_shards(classifier, ATTACK, small, cache=cache, **kept)
+    shards = list(gone_on)
+    assert [shard.cached for shard in shards] == [True, False]
+    np.testing.assert_array_equal(shards[0].adversarial, first)
+
+
+def test_a_shard_does_not_depend_on_those_before_it(
+    classifier: KerasClassifier, small: ImageSet, tmp_path: Path
+) -> None:
+    """What the estimator remembers of an equal image would: with others from the cache, it would not remember it."""
+    few = small.take(range(4))
+    first = next(craft_shards(classifier, ATTACK, few, fingerprint="f")).adversarial
+    classifier.forget()
+    for used in (classifier, classifier.exact):
+        used._scores.keep(used._scores.keys(few.to_range((0, 1))), np.eye(10, dtype=np.float32)[(few.y + 1) % 10])
+    again = next(craft_shards(classifier, ATTACK, few, fingerprint="f")).adversarial
+    np.testing.assert_array_equal(again, first)
+
+
+def test_a_damaged_shard_is_made_again(classifier: KerasClassifier, small: ImageSet, tmp_path: Path) -> None:
+    """On the run's own shelf too, whose file is the cache's where the disk can link."""
+    folder, cache = tmp_path / "run", Cache(tmp_path / "cache")
+    folder.mkdir()
+    kept = {"fingerprint": "f", "folder": folder, "cache": cache}
+    craft_pairs(classifier, ATTACK, small.take(range(8)), **kept)
+    (path,) = folder.iterdir()
+    whole = path.read_bytes()
+    path.write_bytes(whole[:500] + bytes(100) + whole[600:])
+    pairs = craft_pairs(classifier, ATTACK, small.take(range(8)), **kept)
+    assert (path.read_bytes(), cache.path(path.stem).read_bytes(), pairs.cached) == (whole, whole, 0)
+
+
+def test_no_more_than_two_shards_are_in_memory(
+    base: Base, small: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive: list[weakref.ref] = []
+
+    def attacked(attack: object, classifier: object, x: np.ndarray, *_: object, **__: object) -> np.ndarray:
+        found = x + np.float32(0.25)
+        alive.append(weakref.ref(found))
+        assert sum(made() is not None for made in alive) <= 2
+        return found
+
+    monkeypatch.setattr("fixpatch.craft.attack_images", attacked)
+    classifier = KerasClassifier(base.logits, lean=False)
+    kept = {"fingerprint": "f", "views": 6, "preset": "shift"}
+    craft_pairs(classifier, ATTACK, small, folder=tmp_path, **kept)
+    for _ in craft_shards(classifier, ATTACK, small, **kept):
+        pass
+    assert len(alive) == 12

@@ -2,7 +2,10 @@
 
 import io
 import os
+import tempfile
+import tracemalloc
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +16,7 @@ from PIL import Image
 from fixpatch.data import ImageSet, load_images
 from fixpatch.errors import DataError, FixpatchError, SettingError
 from fixpatch.holdout import split_holdout, stratify
+from fixpatch.rows import StoredRows
 
 RNG = np.random.default_rng(0)
 SHAPE = (8, 8, 3)
@@ -94,6 +98,89 @@ def test_digest_depends_on_labels_and_order():
     assert images.take([]).hashes().shape == (0, 32)
 
 
+# ---- images in a file
+
+
+def test_a_loaded_set_is_the_one_in_memory(tmp_path):
+    x, y = uint8_images(130), np.arange(130) % 2
+    loaded = load(save_npz(tmp_path / "a.npz", x=x, y=y))[0]
+    memory = ImageSet(x, y, loaded.classes, loaded.names)
+    assert isinstance(loaded.x, StoredRows)
+    early = loaded.take([129, 3, 3])
+    assert (loaded.hashes() == memory.hashes()).all() and loaded.digest() == memory.digest()
+    for first, second in ([129, 3, 3], [2, 0]), (np.arange(64, 130), np.arange(3)), ([5], []):
+        ours, theirs = loaded.take(first).take(second), memory.take(first).take(second)
+        assert (np.asarray(ours.x) == theirs.x).all() and ours.names == theirs.names
+        assert (ours.hashes() == theirs.hashes()).all() and ours.digest() == theirs.digest()
+        assert (ours.to_range((-1, 1)) == theirs.to_range((-1, 1))).all()
+    assert (early.hashes() == memory.take([129, 3, 3]).hashes()).all()
+
+
+def test_hashes_follow_an_array_that_its_owner_changes():
+    images = make_set([0, 1])
+    before = images.hashes().copy()
+    images.x[1] = 9
+    assert (images.hashes() != before).any(1).tolist() == [False, True]
+
+
+@pytest.mark.parametrize("kind", ["folder", "uint8", "levels", "floats"])
+def test_images_are_not_held_in_memory(tmp_path, kind):
+    count, shape = (800, (64, 64, 3)) if kind == "folder" else (1_500, (32, 32, 3))
+    x = uint8_images(count, shape)
+    size = x.nbytes * (1 if kind in ("folder", "uint8") else 4)
+    if kind == "folder":
+        path = fill(tmp_path / "many", each=count // 2, size=shape[:2], suffix=".bmp")
+    else:
+        held = {"uint8": x, "levels": x / np.float32(255), "floats": x / np.float32(256)}[kind]
+        path = save_npz(tmp_path / "a.npz", x=held, y=np.arange(count) % 2)
+    load(fill(tmp_path / "few"), shape)  # imports
+    tracemalloc.start()
+    try:
+        images, _ = load(path, shape)
+        images.take(range(count)).digest()
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert images.x.dtype == (np.float32 if kind == "floats" else np.uint8)
+    assert peak < size / 3
+
+
+def test_files_go_with_their_images(tmp_path):
+    path = save_npz(tmp_path / "a.npz", x=uint8_images() / 255, y=[0, 1, 1, 0])
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    sets = [load(path)[0].take([1, 2]) for _ in range(5)]
+    assert len(list(Path("/proc/self/fd").iterdir())) == before + 5
+    for _ in range(50):
+        load(path)
+    del sets
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_no_room_for_the_images(tmp_path, monkeypatch):
+    path = save_npz(tmp_path / "a.npz", x=uint8_images(), y=[0, 1, 1, 0])
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
+    with pytest.raises(FixpatchError, match=r"Cannot keep the images.*No such file.*TMPDIR"):
+        load(path)
+
+
+def test_a_header_that_promises_more_than_there_is(tmp_path):
+    header = io.BytesIO()
+    facts = {"descr": "|u1", "fortran_order": False, "shape": (10**9, 8, 8, 3)}
+    np.lib.format.write_array_header_1_0(header, facts)
+    y = io.BytesIO()
+    np.save(y, np.array([0, 1]))
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("x.npy", header.getvalue() + bytes(1000))
+        archive.writestr("y.npy", y.getvalue())
+    with pytest.raises(DataError, match="x ends too early"):
+        load(tmp_path / "a.npz")
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("x.npy", header.getvalue() + bytes(64 * 8 * 8 * 3))
+        archive.writestr("y.npy", y.getvalue())
+    with pytest.raises(FixpatchError, match=r"192,000 MB are needed.*TMPDIR|ends too early"):
+        load(tmp_path / "a.npz")
+
+
 # ---- folders
 
 
@@ -134,7 +221,7 @@ def test_sixteen_bit_grey_is_scaled_not_clipped(tmp_path, channels):
 
 def test_grey_and_colour_agree_with_pillow(tmp_path):
     images, _ = load(fill(tmp_path), (8, 8, 1))
-    assert (images.x[0, ..., 0] == np.asarray(picture().convert("L"))).all()
+    assert (images.x[0][..., 0] == np.asarray(picture().convert("L"))).all()
 
 
 def test_nested_folders_are_read_in_order_and_other_files_passed_over(tmp_path):
@@ -324,7 +411,32 @@ def test_npz_floats_to_one(tmp_path):
     images, _ = load(save_npz(tmp_path / "b.npz", x=fine, y=[0, 1, 1, 0]))
     assert images.x.dtype == np.float32 and (images.x == fine).all()
     fine[0, 0, 0, 0] = 1.0000001
-    assert load(save_npz(tmp_path / "c.npz", x=fine, y=[0, 1, 1, 0]))[0].x.max() == 1
+    assert load(save_npz(tmp_path / "c.npz", x=fine, y=[0, 1, 1, 0]))[0].to_range((0, 1)).max() == 1
+
+
+def test_npz_of_any_layout_is_read_alike(tmp_path):
+    x = uint8_images(130)
+    y = np.arange(130) % 2
+    for kind in (np.uint8, ">u2", ">f8", "<f2"):
+        for order in ("C", "F"):
+            stored = save_npz(tmp_path / "a.npz", x=np.asarray(x.astype(kind), order=order), y=y)
+            assert (np.asarray(load(stored)[0].x) == x).all()
+    np.savez_compressed(tmp_path / "b.npz", x=x, y=y)
+    assert (np.asarray(load(tmp_path / "b.npz")[0].x) == x).all()
+
+
+@pytest.mark.parametrize("at", [0, 129])
+def test_one_image_decides_for_all(tmp_path, at):
+    x, y = uint8_images(130) // 2 / np.float32(255), np.arange(130) % 2
+    x[at, 0, 0, 0] = 0.0001
+    images, _ = load(save_npz(tmp_path / "a.npz", x=x, y=y))
+    assert images.x.dtype == np.float32 and (np.asarray(images.x) == x).all()
+    x[at, 0, 0, 0] = 255
+    images, _ = load(save_npz(tmp_path / "b.npz", x=x, y=y))
+    assert images.x.dtype == np.float32 and np.allclose(images.x, x / 255)
+    x[at, 0, 0, 0] = np.nan
+    with pytest.raises(DataError, match="from nan to nan"):
+        load(save_npz(tmp_path / "c.npz", x=x, y=y))
 
 
 @pytest.mark.parametrize("have", [(8, 8), (8, 8, 1), (8, 8, 3), (8, 8, 4), (11, 9, 3), (11, 9)])
@@ -336,7 +448,7 @@ def test_npz_is_converted_and_floats_agree_with_uint8(tmp_path, have, channels):
     assert levels.x.shape == floats.x.shape == (4, 8, 8, channels)
     assert levels.x.dtype == np.uint8 and floats.x.dtype == np.float32
     if len(have) == 2 or have[-1] < 4:  # Pillow weights colours by alpha when it resizes
-        assert np.abs(levels.x / 255 - floats.x).max() < 1.6 / 255
+        assert np.abs(levels.to_range((0, 1)) - floats.to_range((0, 1))).max() < 1.6 / 255
 
 
 def test_npz_of_many_channels_passes_if_it_fits(tmp_path):

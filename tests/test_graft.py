@@ -14,7 +14,7 @@ from keras import layers, ops
 from fixpatch.config import FixerConfig, TrainingConfig
 from fixpatch.graft import build_modules, frozen, graft, survey
 from fixpatch.models import Base, as_base
-from fixpatch.pairmodel import PairModel
+from fixpatch.pairmodel import build_pair_models
 from fixpatch.places import choose_places
 
 X = np.random.default_rng(0).random((4, 8, 8, 3), np.float32)
@@ -221,14 +221,14 @@ def test_the_base_is_shared_and_every_fixer_counts(build: Callable, splits: tupl
 def test_a_training_step_changes_the_fixers_only(build: Callable, splits: tuple[str, ...]) -> None:
     base = as_base(build())
     modules = modules_for(base, splits)
-    model = PairModel(base, modules, TrainingConfig())
+    fixed, model = build_pair_models(base.logits, modules, TrainingConfig())
     model.compile(optimizer=keras.optimizers.Adam(1e-2), run_eagerly=True)
     kept = [*base.model.variables, *base.logits.variables]
     before = values(kept)
     start = {path: values(module.variables) for path, module in modules.items()}
     with frozen(base.model), frozen(base.logits):
         assert len(model.trainable_variables) == 4 * len(modules)
-        model.train_on_batch((X, X[::-1]), Y)
+        model.train_on_batch(fixed((X, X[::-1])), Y)
 
     assert same(before, values(kept))
     for path, module in modules.items():

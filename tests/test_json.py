@@ -22,12 +22,14 @@ MODEL = {"classes", "input_shape", "input_range", "input_range_source", "data_fo
 MODEL |= {"parameters", "fingerprint", "layers"}
 LAYER = {"path", "kind", "shape", "non_negative", "cost", "share", "reason"}
 TRAINING = {"measured_on", "base_clean", "base_robust", "patch_clean", "patch_robust", "trainable", "parameters"}
-TRAINING |= {"best_epoch", "history", "seconds", "warnings"}
+TRAINING |= {"best_epoch", "history", "seconds", "warnings", "cached"}
 EPOCH = {"epoch", "loss", "distill", "clean", "robust", "val_clean", "val_robust"}
-EVALUATION = {"n", "seed", "images", "overlap", "scores", "worst", "warnings", "seconds"}
+EVALUATION = {"n", "seed", "images", "overlap", "scores", "worst", "warnings", "seconds", "cached"}
 SCORE = {"model", "attacker", "attack", "eps", "norm", "steps", "restarts", "attack_labels", "seed", "accuracy"}
 SCORE |= {"robust_accuracy", "accuracy_base_right", "robust_accuracy_base_right", "parts_mean", "parts_std"}
-SCORE |= {"parts_mean_base_right", "parts_std_base_right"}
+SCORE |= {"parts_mean_base_right", "parts_std_base_right", "loss", "precision"}
+CRAFT = {"out", "n", "attacker", "attack", "seed", "clean", "adversarial", "cached", "seconds"}
+CACHE = {"folder", "entries", "bytes", "cap_bytes", "oldest_use", "newest_use"}
 PATCH = {"schema", "splits", "fixer", "attack", "data", "training", "base", "class_names", "input_range", "images"}
 PATCH |= {"figures", "versions", "hashes"}
 SPLIT = {"path", "shape", "rank", "channels_axis", "data_format", "dtype_policy", "final_relu", "parameters", "bytes"}
@@ -37,7 +39,10 @@ LINES = {
     "train": "train --split res_block_1 --data small --eps 40/255 --steps 2 --views 1 --epochs 2",
     "apply": "apply model.keras patch.h5",
     "eval": "eval --attack fgsm",
+    "craft": "craft --data small --attack fgsm --limit 10",
     "show": "show patch.h5",
+    "cache show": "cache show",
+    "cache clear": "cache clear",
 }
 
 
@@ -129,6 +134,24 @@ def test_eval(results: dict[str, Any]) -> None:
     assert (result["n"], result["images"], result["overlap"]) == (10, "holdout", 0)
 
 
+def test_craft(results: dict[str, Any], place: Path) -> None:
+    result = results["craft"]
+    assert set(result) == CRAFT
+    assert (set(result["clean"]), set(result["adversarial"]), set(result["seconds"])) == (RATE, RATE, {"attacking"})
+    assert (result["out"], result["n"], result["attacker"]) == ("adversarial.npz", 10, "base")
+    assert result["attack"] == {
+        **{"name": "fgsm", "norm": "inf", "eps": 8 / 255, "eps_step": 8 / 255, "steps": 1, "restarts": 0},
+        **{"attack_labels": "true", "loss": "cross-entropy", "precision": "float32"},
+    }
+
+
+def test_cache(results: dict[str, Any]) -> None:
+    shown, cleared = results["cache show"], results["cache clear"]
+    assert (set(shown), set(cleared)) == (CACHE, {"folder", "entries", "bytes"})
+    assert shown["entries"] >= 4, "of training, hold-out, both attackers, and craft"
+    assert {name: shown[name] for name in cleared} == cleared
+
+
 def test_show(results: dict[str, Any]) -> None:
     result = results["show"]
     assert set(result) == PATCH
@@ -170,6 +193,9 @@ ERRORS = [
     ("apply", "apply", "SettingError", "Missing argument"),
     ("show --nope", "show", "SettingError", "No such option: --nope"),
     ("nope", "", "SettingError", "No such command 'nope'."),
+    ("craft --data small --out n.txt", "craft", "SettingError", "'n.txt' does not end in .npz."),
+    ("cache show --cache-cap many", "cache show", "SettingError", "Invalid value for '--cache-cap'"),
+    ("cache clear --nope", "cache clear", "SettingError", "No such option: --nope"),
 ]
 
 

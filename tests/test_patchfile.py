@@ -81,19 +81,19 @@ def read_bytes(data: bytes) -> PatchContent:
         return patchfile.read(path)
 
 
-def sealed(body: bytes) -> bytes:
+def sealed(body: bytes, schema: int = 2) -> bytes:
     """Return the HDF5 part `body` behind a header with its right digest, as docs/patch-format.md has it."""
-    lines = f"fixpatch patch\nschema 1\nsha256 {hashlib.sha256(body).hexdigest()}\n"
+    lines = f"fixpatch patch\nschema {schema}\nsha256 {hashlib.sha256(body).hexdigest()}\n"
     return lines.encode().ljust(512, b"\0") + body
 
 
-def forged(folder: Path, change: Callable[[h5py.File], None]) -> Path:
+def forged(folder: Path, change: Callable[[h5py.File], None], data: bytes = DATA, schema: int = 2) -> Path:
     """Return a patch file that `change` altered, with the right digest."""
     path = folder / "forged.h5"
-    path.write_bytes(DATA)
+    path.write_bytes(data)
     with h5py.File(path, "r+") as file:
         change(file)
-    path.write_bytes(sealed(path.read_bytes()[512:]))
+    path.write_bytes(sealed(path.read_bytes()[512:], schema))
     return path
 
 
@@ -182,7 +182,7 @@ def test_describe_is_plain_and_complete() -> None:
     described = patchfile.describe(CONTENT)
     assert json.loads(json.dumps(described)) == described
     assert set(described) == {"schema", "hashes", *Manifest.__dataclass_fields__}
-    assert described["schema"] == 1 and described["hashes"] is True
+    assert described["schema"] == 2 and described["hashes"] is True
     first, second = described["splits"]
     assert (first["parameters"], first["bytes"]) == (4 + 1 + 9 * 4 + 4, 4 * 45)
     assert second["parameters"] == 8 * 2 + 2 + 2 * 8 + 8
@@ -190,7 +190,7 @@ def test_describe_is_plain_and_complete() -> None:
     assert patchfile.describe(replace(CONTENT, hashes=None))["hashes"] is False
 
 
-def test_manifest_keys_are_those_of_schema_1() -> None:
+def test_manifest_keys_are_those_of_schema_2() -> None:
     """A changed key needs a new schema number, or older patches are refused."""
     keys = {
         name: set(value) if isinstance(value, dict) else set(value[0]) if name == "splits" else None
@@ -199,10 +199,11 @@ def test_manifest_keys_are_those_of_schema_1() -> None:
     assert keys == {
         "splits": {"path", "shape", "rank", "channels_axis", "data_format", "dtype_policy", "final_relu"},
         "fixer": {"module", "delta", "compression", "activation", "final_relu", "initializer"},
-        "attack": {"name", "eps", "eps_step", "steps", "restarts", "attack_labels", "norm"},
+        "attack": {"name", "eps", "eps_step", "steps", "restarts", "attack_labels", "norm", "loss", "precision"},
         "data": {"augment", "views", "holdout", "group_by"},
         "training": {
             *("epochs", "batch_size", "learning_rate", "distill_weight", "distill_target", "patience", "seed"),
+            "precision",
         },
         "base": {"fingerprint", "input_shape", "classes", "parameters"},
         "figures": {"measured_on", "base_clean", "base_robust", "patch_clean", "patch_robust", "best_epoch"},
@@ -575,15 +576,61 @@ def test_other_spellings_of_the_manifest_are_refused(turn: Callable[[str], str],
         patchfile.read(forged(tmp_path, change))
 
 
+class TestOldFiles:
+    """`data/patch-schema-1.h5` was written by fixpatch when schema 1 was the newest: a fixer of the tests' base."""
+
+    OLD = Path(__file__).parent / "data" / "patch-schema-1.h5"
+
+    def test_schema_1_is_read_with_the_defaults_of_then(self) -> None:
+        old = patchfile.read(self.OLD)
+        assert (old.schema, patchfile.describe(old)["schema"]) == (1, 1)
+        assert old.manifest.attack == AttackConfig("fgsm", 40 / 255, 40 / 255, 1, 0)
+        assert (old.manifest.attack.loss, old.manifest.attack.precision) == ("cross-entropy", "float32")
+        assert old.manifest.training == TrainingConfig(epochs=3, precision="float32")
+        assert [split.path for split in old.manifest.splits] == ["res_block_1"]
+        assert old.manifest.figures.patch_clean.n == 10
+        assert np.array(old.hashes).shape == (50, 32)
+        digest = hashlib.sha256(b"".join(values.tobytes() for _, values in sorted(old.weights["res_block_1"].items())))
+        assert digest.hexdigest() == "908a033be8e745be8252484380711c7d21c4bd37aeeaeb5e292951c54e6c7362"
+
+    def test_it_is_written_again_as_the_newest(self) -> None:
+        old = patchfile.read(self.OLD)
+        new = read_bytes(patchfile.to_bytes(old))
+        assert same(new, old) and new.schema == 2
+
+    @pytest.mark.parametrize(
+        ("place", "value"),
+        [("attack.loss", "cross-entropy"), ("attack.precision", "float32"), ("training.precision", "float32")],
+    )
+    def test_each_schema_has_exactly_its_own_keys(self, place: str, value: str, tmp_path: Path) -> None:
+        part, key = place.split(".")
+        with pytest.raises(PatchError, match="canonical"):
+            patchfile.read(forged(tmp_path, _edit(_set(place, value)), self.OLD.read_bytes(), schema=1))
+        with pytest.raises(PatchError, match="canonical"):
+            patchfile.read(forged(tmp_path, _edit(lambda manifest: manifest[part].pop(key))))
+
+    def test_a_file_under_the_number_of_another_schema_is_refused(self) -> None:
+        old = self.OLD.read_bytes()
+        for data in (sealed(old[512:], schema=2), sealed(DATA[512:], schema=1)):
+            with pytest.raises(PatchError, match="canonical"):
+                read_bytes(data)
+
+    def test_damage_is_noticed(self) -> None:
+        old = self.OLD.read_bytes()
+        for position in range(0, len(old), 97):
+            with pytest.raises(PatchError):
+                read_bytes(old[:position] + bytes([old[position] ^ 1]) + old[position + 1 :])
+
+
 class TestForeignFiles:
     def test_newer_schema(self) -> None:
-        with pytest.raises(PatchError, match=r"schema 2.*newer fixpatch; upgrade"):
-            read_bytes(DATA.replace(b"schema 1", b"schema 2", 1))
+        with pytest.raises(PatchError, match=r"schema 3; .*up to 2.*newer fixpatch; upgrade"):
+            read_bytes(DATA.replace(b"schema 2", b"schema 3", 1))
 
     @pytest.mark.parametrize("number", [b"0", b"-1", b"01", b"x", b"1e9", b"9" * 5000])
     def test_odd_schema(self, number: bytes) -> None:
         with pytest.raises(PatchError):
-            read_bytes(DATA.replace(b"schema 1", b"schema " + number, 1))
+            read_bytes(DATA.replace(b"schema 2", b"schema " + number, 1))
 
     def test_missing_file_suggests_a_sibling(self, tmp_path: Path) -> None:
         (tmp_path / "patch.h5").write_bytes(DATA)

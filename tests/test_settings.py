@@ -257,7 +257,39 @@ def test_training_reads_the_whole_file(place: Path) -> None:
     assert (facts["training"]["epochs"], facts["data"]["views"]) == (1, 1)
 
 
-@pytest.mark.parametrize("line", ["inspect", "train --split a", "apply model.keras patch.h5", "eval"])
+def cache_of(*args: str, **env: str) -> tuple[str, float]:
+    """Return the folder and the cap, in GB, that `cache show` tells."""
+    found = json.loads(call("cache", "show", "--json", *args, **env).stdout)["result"]
+    return Path(found["folder"]).parent.name, found["cap_bytes"] / 1e9
+
+
+def test_cache_comes_from_flag_variable_file_default(place: Path, cache_folder: Path) -> None:
+    (place / "fixpatch.toml").write_text('cache = "file"\ncache_cap = 3')
+    assert cache_of("--cache", "flag", "--cache-cap", "1", FIXPATCH_CACHE="variable") == ("flag", 1)
+    assert cache_of(FIXPATCH_CACHE="variable", FIXPATCH_CACHE_CAP="2") == ("variable", 2)
+    assert cache_of(FIXPATCH_CACHE="") == ("file", 3)
+    (place / "fixpatch.toml").unlink()
+    assert cache_of() == (cache_folder.name, 10)
+
+
+def test_pairs_go_where_the_file_says(place: Path, cache_folder: Path) -> None:
+    (place / "fixpatch.toml").write_text('cache = "mine"')
+    assert [evaluated(FIXPATCH_CACHE="")["cached"] for _ in range(2)] == [0, 10]
+    assert list(Path("mine/pairs").glob("*.npy"))
+    assert json.loads(call("cache", "clear", "--json", FIXPATCH_CACHE="").stdout)["result"]["entries"] == 1
+    assert not list(Path("mine/pairs").iterdir())
+
+
+def test_loss_precision_and_no_cache_from_the_file(place: Path, cache_folder: Path) -> None:
+    (place / "fixpatch.toml").write_text('loss = "dlr"\nprecision = "bfloat16"\n[eval]\nno_cache = true')
+    words = ["eval", "--data", "small", "--attack", "fgsm", "--limit", "10", "--attacker", "base", "-q"]
+    assert "  fgsm: l_inf eps 40/255, 1 step, dlr loss, bfloat16\n" in call(*words).stdout
+    assert not list(cache_folder.rglob("*.npy"))
+
+
+@pytest.mark.parametrize(
+    "line", ["inspect", "train --split a", "apply model.keras patch.h5", "eval", "craft", "cache show"]
+)
 def test_bad_file_stops_the_commands_that_read_it(place: Path, line: str) -> None:
     (place / "fixpatch.toml").write_text("epss = 1")
     result = call(*line.split())

@@ -103,7 +103,7 @@ def test_refusals_come_before_the_work(base: Base, small: ImageSet) -> None:
         fixpatch.train(base, small, SPLITS, epoch=3)
 
 
-@pytest.mark.parametrize("steps", [30, pytest.param(61, marks=pytest.mark.slow), 64])
+@pytest.mark.parametrize("steps", [*(pytest.param(n, marks=pytest.mark.slow) for n in (30, 121)), 124])
 def test_interrupted_run_resumes_to_the_same_bytes(
     model_file: Path, small: ImageSet, patch_file: Path, tmp_path: Path, steps: int
 ) -> None:

@@ -1,0 +1,162 @@
+"""The one place that knows the backend: a model compiled for answers and gradients, numpy in and numpy out.
+
+Every function here takes any number of images without compiling anew for the last, smaller batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+
+from fixpatch.errors import SettingError
+
+Array = np.ndarray
+Objective = Callable[[Any, Any], Any]
+Gradients = Callable[[Array, Array], tuple[Array, Array, Array]]
+Scores = Callable[[Array], Array]
+
+
+def value_and_gradient(model: keras.Model, objective: Objective) -> Gradients:
+    """Compile `objective(model(x), y)` with its gradient; only the images' gradient is computed, not the weights'.
+
+    Args:
+        model: Gives logits `(B, classes)` for images.
+        objective: From logits and class ids to values `(B,)`, in Keras' operations.
+
+    Returns:
+        A function from images `(B, ...)` float32 and class ids `(B,)` int32 to values `(B,)`, logits `(B, classes)` and
+        the gradient of each image's value with respect to that image, all numpy float32.
+
+    Raises:
+        SettingError: Keras runs on another backend than TensorFlow, JAX and PyTorch.
+    """
+    return _compiler()[0](model, objective)
+
+
+def forward(model: keras.Model) -> Scores:
+    """Compile `model` for inference.
+
+    Returns:
+        A function from images `(B, ...)` float32 to the model's outputs `(B, ...)`, numpy.
+
+    Raises:
+        SettingError: As `value_and_gradient`.
+    """
+    return _compiler()[1](model)
+
+
+def _compiler() -> tuple[Callable[[keras.Model, Objective], Gradients], Callable[[keras.Model], Scores]]:
+    backend = keras.backend.backend()
+    if backend not in BACKENDS:
+        raise SettingError(
+            f"Keras runs on {backend}; fixpatch attacks on TensorFlow, JAX or PyTorch.",
+            "Set KERAS_BACKEND to tensorflow, jax or torch.",
+        )
+    return BACKENDS[backend]
+
+
+def _gradient_in_tensorflow(model: keras.Model, objective: Objective) -> Gradients:
+    import tensorflow as tf
+
+    # A free batch axis: the last, smaller batch traces nothing anew.
+    @tf.function(input_signature=[_free_batch(model), tf.TensorSpec((None,), tf.int32)], autograph=False)
+    def compiled(x: Any, y: Any) -> Any:
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(x)
+            logits = model(x, training=False)
+            value = objective(logits, y)
+        return value, logits, tape.gradient(value, x)
+
+    return lambda x, y: tuple(part.numpy() for part in compiled(tf.constant(x), tf.constant(y)))
+
+
+def _forward_in_tensorflow(model: keras.Model) -> Scores:
+    import tensorflow as tf
+
+    @tf.function(input_signature=[_free_batch(model)], autograph=False)
+    def compiled(x: Any) -> Any:
+        return model(x, training=False)
+
+    return lambda x: compiled(tf.constant(x)).numpy()
+
+
+def _free_batch(model: keras.Model) -> Any:
+    import tensorflow as tf
+
+    return tf.TensorSpec((None, *model.inputs[0].shape[1:]), tf.float32)
+
+
+def _gradient_in_jax(model: keras.Model, objective: Objective) -> Gradients:
+    import jax
+
+    @jax.jit
+    def compiled(weights: Any, x: Any, y: Any) -> Any:
+        def total(x: Any) -> Any:
+            logits, _ = model.stateless_call(*weights, x, training=False)
+            value = objective(logits, y)
+            return value.sum(), (value, logits)
+
+        (_, (value, logits)), gradient = jax.value_and_grad(total, has_aux=True)(x)
+        return value, logits, gradient
+
+    def run(x: Array, y: Array) -> Any:
+        answers = compiled(_weights_in_jax(model), _padded(x), _padded(y))
+        return tuple(np.asarray(part)[: len(x)] for part in answers)
+
+    return run
+
+
+def _forward_in_jax(model: keras.Model) -> Scores:
+    import jax
+
+    @jax.jit
+    def compiled(weights: Any, x: Any) -> Any:
+        return model.stateless_call(*weights, x, training=False)[0]
+
+    return lambda x: np.asarray(compiled(_weights_in_jax(model), _padded(x)))[: len(x)]
+
+
+def _weights_in_jax(model: keras.Model) -> tuple[list[Any], list[Any]]:
+    # Read at every call, so that weights assigned since count.
+    return tuple([each.value for each in part] for part in (model.trainable_variables, model.non_trainable_variables))  # type: ignore[return-value]
+
+
+def _padded(part: Array) -> Array:
+    """Repeat the first row until their number is a power of two: JAX compiles anew for each number."""
+    room = (1 << (len(part) - 1).bit_length()) - len(part)
+    return np.concatenate([part, np.repeat(part[:1], room, axis=0)]) if room else part
+
+
+def _gradient_in_torch(model: keras.Model, objective: Objective) -> Gradients:
+    import torch
+
+    def run(x: Array, y: Array) -> Any:
+        with torch.enable_grad():
+            image = keras.ops.convert_to_tensor(x).requires_grad_()  # on the device of Keras' variables
+            logits = model(image, training=False)
+            value = objective(logits, keras.ops.convert_to_tensor(y))
+            # Along the way to the image only: nothing is added to any weight's `grad`.
+            (gradient,) = torch.autograd.grad(value.sum(), image)
+        return tuple(keras.ops.convert_to_numpy(part) for part in (value, logits, gradient))
+
+    return run
+
+
+def _forward_in_torch(model: keras.Model) -> Scores:
+    import torch
+
+    def run(x: Array) -> Array:
+        with torch.no_grad():
+            return keras.ops.convert_to_numpy(model(keras.ops.convert_to_tensor(x), training=False))
+
+    return run
+
+
+BACKENDS = {
+    "tensorflow": (_gradient_in_tensorflow, _forward_in_tensorflow),
+    "jax": (_gradient_in_jax, _forward_in_jax),
+    "torch": (_gradient_in_torch, _forward_in_torch),
+}
