@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect as signatures
 import logging
 import os
@@ -60,7 +61,7 @@ def inspect(
     as_json: opt.Json = False,
 ) -> None:
     """Show a model's facts, and the layers after which a fixer can sit."""
-    facts = load_jobs().inspect_file(model, opt.parse_range(input_range))
+    facts = load_room("modelfiles").inspect_file(model, opt.parse_range(input_range))
     if as_json:
         console.show_json("inspect", __version__, {"result": console.as_result(facts)})
     else:
@@ -114,7 +115,7 @@ def train(
     chosen = {name: value for name, value in locals().items() if name in RECIPE}
     recipe = build_recipe(opt.parse_names(split), **chosen)
     limits = opt.parse_range(input_range)
-    jobs = load_jobs()
+    jobs = load_room("jobs")
     with progress(quiet) as listener:
         patch = jobs.train_files(
             model,
@@ -149,7 +150,7 @@ def apply(
 ) -> None:
     """Write the patched model: an ordinary Keras model that needs no fixpatch."""
     names = opt.parse_names(only) or None
-    base = load_jobs().apply_files(model, patches, out, delta=delta, only=names, force=force)
+    base = load_room("modelfiles").apply_files(model, patches, out, delta=delta, only=names, force=force)
     if as_json:
         body = {"out": str(out), "base": base.fingerprint, "patches": [str(path) for path in patches]}
         console.show_json("apply", __version__, {"result": body})
@@ -192,7 +193,7 @@ def evaluate(
     """Measure base and patched model side by side, attacked by one who knows the base and one who knows the patch."""
     budget = {name: value for name, value in locals().items() if name in BUDGET}
     limits = opt.parse_range(input_range)
-    jobs = load_jobs()
+    jobs = load_room("jobs")
     with progress(quiet) as listener:
         result = jobs.evaluate_files(
             model,
@@ -242,7 +243,7 @@ def craft(
     """Write adversarial versions of your images to a file, which --data and numpy read."""
     budget = {name: value for name, value in locals().items() if name in BUDGET}
     limits = opt.parse_range(input_range)
-    jobs = load_jobs()
+    jobs = load_room("jobs")
     with progress(quiet) as listener:
         facts = jobs.craft_files(
             model,
@@ -278,12 +279,12 @@ def show(
         console.show_patch(facts, patch)
 
 
-def load_jobs() -> ModuleType:
-    """Import what needs TensorFlow, whose messages on that occasion are no news to anybody."""
+def load_room(name: str) -> ModuleType:
+    """Import a module that needs TensorFlow, whose messages on that occasion are no news to anybody."""
     with console.hushed():
-        from fixpatch import jobs
+        room = importlib.import_module(f"fixpatch.{name}")
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
-    return jobs
+    return room
 
 
 @app.command()
@@ -292,7 +293,7 @@ def demo(
     force: opt.Force = False,
 ) -> None:
     """Run the whole job on real handwritten digits, from a small base trained here to a patch and its figures."""
-    load_jobs()
+    load_room("jobs")
     from fixpatch.demo import LINES, RESULTS, prepare
 
     talk = console.err()

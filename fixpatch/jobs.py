@@ -1,4 +1,4 @@
-"""What each command does with its files; the command line and the demo both call these."""
+"""What each command that attacks does with its files; the command line and the demo both call these."""
 
 from __future__ import annotations
 
@@ -17,24 +17,18 @@ from fixpatch.errors import DataError, FixpatchError, SettingError
 from fixpatch.evaluation import evaluate
 from fixpatch.export import export_adversarial
 from fixpatch.files import require_free
-from fixpatch.graft import survey
 from fixpatch.inputs import PATCH, Images, attack_for, find_images, find_patch, load_for
-from fixpatch.models import Base, load, save_model
-from fixpatch.patches import Patch, apply_patches, load_patch
+from fixpatch.modelfiles import Range, require_places
+from fixpatch.models import load, save_model
+from fixpatch.patches import Patch
 from fixpatch.places import choose_places
-from fixpatch.results import CraftFacts, Evaluation, Listener, ModelFacts
+from fixpatch.results import CraftFacts, Evaluation, Listener
 from fixpatch.runs import RunNote, note_path, write_note
 from fixpatch.training import train_recipe, versions
 from fixpatch.vetting import MODEL_SUFFIXES
 
-__all__ = ["Images", "apply_files", "craft_files", "evaluate_files", "inspect_file", "open_cache", "train_files"]
+__all__ = ["Images", "craft_files", "evaluate_files", "open_cache", "train_files"]
 MORE_SPACE = "Free some space or name another place with --out."
-Range = tuple[float, float] | None
-
-
-def inspect_file(model: Path, input_range: Range = None) -> ModelFacts:
-    """Return the facts of the model in a file."""
-    return survey(load(model, input_range=input_range))
 
 
 def train_files(
@@ -56,7 +50,7 @@ def train_files(
     Pairs and checkpoints lie in `<out>.state` until the patch is written.
     """
     listener = listener or Listener()
-    _require_places(model, [out] if patched_model is None else [out, patched_model], force)
+    require_places(model, [out] if patched_model is None else [out, patched_model], force)
     if patched_model is not None and patched_model.suffix not in MODEL_SUFFIXES:
         raise SettingError(f"'{patched_model}' ends in none of {', '.join(MODEL_SUFFIXES)}.", "Rename it.")
     require_free(note_path(out), force=True)
@@ -78,15 +72,6 @@ def train_files(
 def _require_data(images: Images) -> None:
     if images.path is None:
         raise DataError("No images are named.", "Pass --data with a folder of class folders or an npz file.")
-
-
-def _require_places(model: Path, outputs: Sequence[Path], force: bool) -> None:
-    """Check that every output can be written, and that none is the model or another output."""
-    for number, path in enumerate(outputs):
-        for other in (model, *outputs[:number]):
-            if path.resolve() == other.resolve():
-                raise SettingError(f"'{path}' cannot be written: it is '{other}' too.", "Name another file with --out.")
-        require_free(path, force)
 
 
 @contextmanager
@@ -123,23 +108,6 @@ def _note(patch: Patch, model: Path, images: Images, loaded: ImageSet, recipe: R
     )
 
 
-def apply_files(
-    model: Path,
-    patches: Sequence[Path],
-    out: Path,
-    *,
-    delta: float | None = None,
-    only: Sequence[str] | None = None,
-    force: bool = False,
-) -> Base:
-    """Write the patched model to `out` and return the base."""
-    _require_places(model, [out], force)
-    loaded = [load_patch(path) for path in patches]
-    base = load(model)
-    save_model(apply_patches(base, loaded, delta=delta, only=only), out, force)
-    return base
-
-
 def craft_files(
     model: Path,
     images: Images,
@@ -162,7 +130,7 @@ def craft_files(
     """
     listener = listener or Listener()
     attack_for(attack, budget or {}, None)
-    _require_places(model, [out], force)
+    require_places(model, [out], force)
     if out.suffix != ".npz":
         raise SettingError(f"'{out}' does not end in .npz.", "Rename it.")
     _require_data(images)

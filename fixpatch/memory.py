@@ -31,6 +31,7 @@ class Memory:
         self.rows = rows
         self.asked = np.full((2, self.rows), -1, np.int32)  # the label; -1 where nothing is remembered
         self.point = np.empty((2, self.rows, *shape), np.float32)
+        self.mark = np.empty((2, self.rows), np.float32)  # of the point: most others are told apart by it alone
         self.value = np.empty((2, self.rows), np.float32)
         self.logits = np.empty((2, self.rows, classes), np.float32)
         self.gradient = np.empty((2, self.rows, *shape), np.float32)
@@ -48,10 +49,12 @@ class Memory:
         slots = np.full(len(rows), -1)
         if points.shape[1:] != self.point.shape[2:]:
             return slots
+        marks = _mark(points)
         for slot in (LAST, BEST):
             open_ = np.flatnonzero((slots < 0) & (rows < self.rows))
             asked = self.asked[slot, rows[open_]]
             open_ = open_[asked >= 0 if y is None else asked == y[open_]]
+            open_ = open_[self.mark[slot, rows[open_]] == marks[open_]]
             equal = self.point[slot, rows[open_]] == points[open_]
             slots[open_[equal.all(axis=tuple(range(1, equal.ndim)))]] = slot
         return slots
@@ -61,15 +64,22 @@ class Memory:
         held = rows < self.rows
         if not held.all():
             rows, points, y, answers = rows[held], points[held], y[held], tuple(part[held] for part in answers)  # type: ignore[assignment]
+        marks = _mark(points)
         better = (self.asked[BEST, rows] != y) | (answers[0] > self.value[BEST, rows])
         for slot, chosen in ((LAST, slice(None)), (BEST, better)):
             into = slot, rows[chosen]
-            self.asked[into], self.point[into] = y[chosen], points[chosen]
+            self.asked[into], self.point[into], self.mark[into] = y[chosen], points[chosen], marks[chosen]
             self.value[into], self.logits[into], self.gradient[into] = (part[chosen] for part in answers)
 
     def start_over(self) -> None:
         """Let the next point of each row be its best: what the rows stand for may have changed."""
         self.value[BEST] = -np.inf
+
+
+def _mark(points: Array) -> Array:
+    """Return a sum over some values of each point, `(B,)`: equal for equal points."""
+    flat = points.reshape(len(points), math.prod(points.shape[1:]))
+    return flat[:, :: max(1, flat.shape[1] // 64)].sum(1, dtype=np.float32)
 
 
 def rows_held(shape: tuple[int, ...]) -> int:

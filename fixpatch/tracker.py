@@ -43,7 +43,10 @@ class Tracker:
 
     def project(self, points: Array, rows: Array) -> tuple[Array, Array]:
         """Return the points projected into their image's ball, and which of them really moved."""
-        inside = np.clip(points, self.low[rows], self.high[rows])
+        low, high = self.low[rows], self.high[rows]
+        if ((points >= low) & (points <= high)).all():  # most attacks stay inside by themselves
+            return points, np.zeros(len(points), bool)
+        inside = np.clip(points, low, high)
         moved = np.abs(inside - points).max(axis=tuple(range(1, points.ndim))) > self.slack
         return inside, moved
 

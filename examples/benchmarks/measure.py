@@ -16,6 +16,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import fixpatch  # before Keras and TensorFlow, for which it turns oneDNN on
+
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 logging.getLogger("tensorflow").setLevel(logging.ERROR)  # ART's estimator is retraced often, and TensorFlow says so
@@ -39,8 +41,6 @@ def parser(description: str | None, name: str) -> argparse.ArgumentParser:
 
 def machine(backend: bool = True) -> dict[str, Any]:
     """Return what a reader needs to know to place a figure; `backend=False` loads no backend to ask it."""
-    import fixpatch
-
     versions = {"fixpatch": fixpatch.__version__}
     for package in PACKAGES:
         try:
@@ -52,6 +52,7 @@ def machine(backend: bool = True) -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "bfloat16_flags": [flag for flag in BFLOAT16_FLAGS if flag in _cpu_facts().get("flags", "").split()],
+        "onednn": os.environ["TF_ENABLE_ONEDNN_OPTS"],
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "versions": versions,
