@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import importlib
 import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 from fixpatch.errors import DataError, FixpatchError, ModelError, PatchError, SettingError
 
 # TensorFlow reads this when it is imported. It leaves oneDNN's kernels off on processors without AVX-512, where they
-# make a gradient 1.7 times as fast all the same (docs/performance.md).
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+# make gradients 1.5 to 2 times as fast all the same (docs/performance.md).
+if "tensorflow" not in sys.modules:
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
 if TYPE_CHECKING:
     from fixpatch.attacks import ATTACKS as ATTACKS

@@ -93,8 +93,7 @@ def _attack_standing(
             continue
         with starts_by_image(keys[rows], stream):
             tracked = ATTACKS[config.name](config, searcher, x[rows], y[rows])
-        broken = tracked.broken.copy()
-        broken[broken] = searcher.exact.predict(tracked.best[broken]).argmax(1) != y[rows[broken]]
+        broken = searcher.exact.predict(tracked.best).argmax(1) != y[rows]
         found.doubted[rows] |= tracked.broken & ~broken
         stronger = broken | (tracked.loss > found.loss[rows])
         found.strongest[rows[stronger]], found.loss[rows[stronger]] = tracked.best[stronger], tracked.loss[stronger]

@@ -17,6 +17,7 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 
 from fixpatch.config import parse_fraction, require_range
+from fixpatch.errors import FixpatchError
 from fixpatch.results import CacheFacts
 
 Array = np.ndarray
@@ -138,8 +139,16 @@ class Cache(Shelf):
             self._say(f"note: '{self.folder}' cannot be written ({error.strerror}); going on without a cache")
 
     def facts(self) -> CacheFacts:
-        """Return what the cache holds."""
-        entries = list(self._files(ENTRY))
+        """Return what the cache holds.
+
+        Raises:
+            FixpatchError: The folder cannot be read.
+        """
+        try:
+            entries = list(self._files(ENTRY))
+        except OSError as error:
+            hint = "Mend its permissions, or name another with --cache."
+            raise FixpatchError(f"The cache in '{self.folder}' cannot be read: {error.strerror}.", hint) from error
         used = [datetime.fromtimestamp(file.used_ns / 1e9, UTC).isoformat(timespec="seconds") for file in entries]
         return CacheFacts(
             folder=str(self.folder),

@@ -40,7 +40,7 @@ class KerasClassifier(ClassGradientsMixin, ClassifierMixin, LossGradientsMixin, 
             image of the batch that an attack is at; beyond `batch_size` images, at most 256 MiB of them.
         loss: What `compute_loss` and `loss_gradient` are of: `cross-entropy`, or `dlr`, the difference-of-logits ratio.
         precision: `float32`, or `bfloat16` for a copy that computes in it; outputs are float32.
-        lean: False computes on the model itself, in its own precision, and follows its weights.
+        lean: False computes on the model itself, in its own precision; call `forget` when its weights change.
 
     Raises:
         SettingError: An unknown loss or precision, DLR for fewer than three classes, or a backend that Keras has and

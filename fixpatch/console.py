@@ -72,7 +72,7 @@ def show_error(error: FixpatchError) -> None:
 def show_interrupted(line: Sequence[str]) -> None:
     """Say that what is finished is kept, and which command goes on where `line`, the interrupted one, can."""
     console = err()
-    console.print("interrupted; what is finished is kept")
+    console.print("interrupted; what is finished is kept" if line else "interrupted")
     if line:
         again = ["fixpatch", *(word for word in line if word != "--resume"), "--resume"]
         console.print(f"go on with: {plain(shlex.join(again))}", soft_wrap=True)

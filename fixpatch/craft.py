@@ -6,6 +6,7 @@ import functools
 import hashlib
 import importlib.metadata
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -225,9 +226,11 @@ def _shard_name(made_with: Sequence[object], classifier: KerasClassifier, shard:
 
 @functools.cache
 def _software() -> tuple[str, ...]:
-    """Return the versions of what computes a pair: another one may round, or attack, in another way."""
+    """Return what computes a pair, versions, device and kernels: another may round, or attack, in another way."""
     backend = keras.backend.backend()
-    found = [f"fixpatch {__version__}", f"keras {keras.__version__} on {backend}"]
+    device = str(keras.ops.convert_to_tensor(0.0).device)
+    kernels = f"oneDNN {os.environ.get('TF_ENABLE_ONEDNN_OPTS')}"
+    found = [f"fixpatch {__version__}", f"keras {keras.__version__} on {backend}, {device}, {kernels}"]
     for package in (backend, "adversarial-robustness-toolbox"):
         try:
             found.append(f"{package} {importlib.metadata.version(package)}")

@@ -31,14 +31,14 @@ class _Model:
     """One of the two models that are compared.
 
     Attributes:
-        fingerprint: Of the whole model, fixers included.
+        identity: Of the whole model, fixers included.
         attacked: The estimator that attacks drive.
         scores: The estimator that judges: what crafting remembers, or took from the cache, never shapes a figure.
         clean: Correctness on clean images `(N,)`.
     """
 
     name: str
-    fingerprint: str
+    identity: str
     attacked: KerasClassifier
     scores: KerasClassifier
     clean: Array
@@ -133,7 +133,7 @@ def _models(base: Base, patch: Patch | None, images: ImageSet) -> list[_Model]:
         attacked = KerasClassifier(model.logits, input_range=base.input_range)
         scores = KerasClassifier(model.logits, input_range=base.input_range, lean=False)
         clean = classify(scores, images, base.channels_first) == images.y
-        models.append(_Model(name, model.fingerprint, attacked, scores, clean))
+        models.append(_Model(name, model.identity, attacked, scores, clean))
     return models
 
 
@@ -154,7 +154,7 @@ def _attacked(
         target.attacked,
         config,
         images,
-        fingerprint=target.fingerprint,
+        fingerprint=target.identity,
         cache=cache,
         seed=seed,
         channels_first=base.channels_first,

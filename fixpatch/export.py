@@ -67,7 +67,7 @@ def export_adversarial(
             ),
             attack,
             images,
-            fingerprint=attacked.fingerprint,
+            fingerprint=attacked.identity,
             cache=cache,
             seed=seed,
             channels_first=base.channels_first,

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from math import prod
 from pathlib import Path
 
+import keras
 import numpy as np
 
 from fixpatch.craft import SHARD, Pairs
@@ -21,15 +22,16 @@ MOST_BYTES = 8 * 2**30
 class PairFeatures:
     """The outputs of a `FixedPart` for every pair, by row.
 
-    Up to `MOST_BYTES` in all they are computed once and lie in a file without a name, which goes with the process;
-    beyond, each batch is computed anew.
+    Up to `MOST_BYTES` they are computed once and lie in a file without a name, which goes with the process; beyond,
+    each batch is computed anew. On JAX they are always kept: Keras takes the weights away there while it trains.
     """
 
     def __init__(self, pairs: Pairs, fixed: FixedPart, folder: Path, advance: Callable[[int], None]) -> None:
         self.pairs, self.fixed = pairs, fixed
         self._shapes = [array.shape[1:] for array in self._compute(np.zeros(1, int))] if len(pairs) else []
         self._kept: StoredRows | None = None
-        if 0 < 4 * sum(map(prod, self._shapes)) * len(pairs) <= MOST_BYTES:
+        size = 4 * sum(map(prod, self._shapes)) * len(pairs)
+        if size and (size <= MOST_BYTES or keras.backend.backend() == "jax"):
             self._kept = store(self._flat(advance), len(pairs), "features of the frozen base", folder)
 
     def __len__(self) -> int:

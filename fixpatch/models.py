@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import shutil
 import tempfile
+import uuid
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -93,6 +95,16 @@ class Base:
     def fingerprint(self) -> str:
         """SHA-256 in hex over weights and wiring; the same for `.keras` and `.h5`, compiled or not, frozen or not."""
         return _fingerprint(self.calls)
+
+    @cached_property
+    def identity(self) -> str:
+        """SHA-256 in hex over the fingerprint and every layer's configuration: equal for models that compute alike.
+
+        The fingerprint says whether a patch fits, and leaves out what a patch does not mind: dtype policies, functions
+        inside Lambda layers and activations, settings of the author's own layers.
+        """
+        configs = [_config(call.operation) for call in self.calls if not is_graph(call.operation)]
+        return hashlib.sha256("\n".join([self.fingerprint, *configs]).encode()).hexdigest()
 
     def with_range(self, input_range: tuple[float, float], source: str) -> Base:
         """Return the same base with another input range."""
@@ -239,6 +251,17 @@ def _wiring(found: list[Call]) -> list[str]:
         )
         for call in found
     ]
+
+
+def _config(operation: Any) -> str:
+    """Write what an operation says about itself, without names; what cannot be written so is equal to nothing."""
+    try:
+        config = {**operation.get_config(), "name": None}
+        return type(operation).__name__ + json.dumps(
+            config, sort_keys=True, default=keras.saving.serialize_keras_object
+        )
+    except Exception:  # an operation or layer of the author's own may fail in any way
+        return uuid.uuid4().hex
 
 
 def _plain(value: Any) -> str:

@@ -162,7 +162,7 @@ def _craft(
     )
     listener.stage("crafting", len(train) * recipe.data.views + len(holdout))
     shared: dict[str, Any] = {
-        "fingerprint": base.fingerprint,
+        "fingerprint": base.identity,
         "seed": recipe.training.seed,
         "channels_first": base.channels_first,
         "folder": folder / "pairs",

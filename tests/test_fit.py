@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from conftest import SPLITS, Interrupt
 
+from fixpatch import features as feature_room
 from fixpatch.classifier import KerasClassifier
 from fixpatch.config import FixerConfig, TrainingConfig, attack_named
 from fixpatch.craft import Pairs, craft_pairs
@@ -165,6 +166,16 @@ def test_same_input_target_starts_at_zero_drift(base: Base, pairs: tuple) -> Non
     fixed, model = build_pair_models(base.logits, modules, TrainingConfig(distill_target="same-input"))
     out = model(fixed(pairs[0].take(np.arange(4))[:2]))
     assert np.allclose(plainly(out["distill"]), 2e-3), "two splits, each the root of the constant"
+
+
+def test_features_too_large_to_keep_train_alike(
+    base: Base, pairs: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    once = TrainingConfig(epochs=1, batch_size=20)
+    kept, _, _ = fitted(base, pairs, once, tmp_path / "kept")
+    monkeypatch.setattr(feature_room, "MOST_BYTES", 0)
+    fresh, _, _ = fitted(base, pairs, once, tmp_path / "fresh")
+    assert all(np.allclose(kept[path][name], fresh[path][name], atol=1e-3) for path in kept for name in kept[path])
 
 
 @pytest.fixture

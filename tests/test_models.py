@@ -440,3 +440,28 @@ def test_a_damaged_byte_does_no_more_than_a_refusal(files: Path, tmp_path: Path)
         except FixpatchError:
             outcomes.add("refused")
     assert "refused" in outcomes
+
+
+def test_identity_tells_models_apart_that_a_patch_takes_for_one(base: fixpatch.Base) -> None:
+    """The pair cache would hand out the adversarial images of another model."""
+
+    def built(function: object, slope: float, policy: str) -> fixpatch.Base:
+        image = keras.Input((8, 8, 1))
+        x = keras.layers.Lambda(function, name="own")(image)
+        x = keras.layers.Conv2D(
+            2, 3, activation=keras.layers.LeakyReLU(slope, name="leaky"), name="conv", dtype=policy
+        )(x)
+        x = keras.layers.GlobalAveragePooling2D(name="pool")(x)
+        model = keras.Model(image, keras.layers.Dense(3, name="out")(x))
+        model.set_weights([np.full(weight.shape, 0.5) for weight in model.get_weights()])
+        return fixpatch.as_base(model)
+
+    def plain(x: object) -> object:
+        return x
+
+    first, again = built(plain, 0.1, "float32"), built(plain, 0.1, "float32")
+    twice = built(lambda x: x * 2, 0.1, "float32")
+    others = (twice, built(plain, 0.9, "float32"), built(plain, 0.1, "mixed_bfloat16"))
+    assert first.identity == again.identity
+    assert all(first.identity != other.identity for other in others)
+    assert base.identity == fixpatch.as_base(base.model).identity
