@@ -6,6 +6,7 @@ Every function here takes any number of images without compiling anew for the la
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -46,6 +47,25 @@ def forward(model: keras.Model) -> Scores:
         SettingError: As `value_and_gradient`.
     """
     return _compiler()[1](model)
+
+
+def open_saved_model(folder: Path) -> Scores:
+    """Open a SavedModel by the signature that its servers call, with TensorFlow, whatever Keras runs on.
+
+    Returns:
+        As `forward`, for images of the dtype that the model takes.
+    """
+    import tensorflow as tf
+
+    loaded = tf.saved_model.load(str(folder))
+
+    def run(x: Array) -> Array:
+        serve = loaded.signatures["serving_default"]  # which does not keep the variables alive, as `loaded` does
+        (name,) = serve.structured_input_signature[1]
+        (found,) = serve(**{name: tf.constant(x)}).values()
+        return found.numpy()
+
+    return run
 
 
 def _compiler() -> tuple[Callable[[keras.Model, Objective], Gradients], Callable[[keras.Model], Scores]]:

@@ -12,9 +12,9 @@ from typing import Annotated, Any
 
 import typer
 
-from fixpatch import __version__, cachecli, console
+from fixpatch import __version__, cachecli, console, quarantine
 from fixpatch import options as opt
-from fixpatch.config import ATTACKERS, PAPER_ATTACKS, RECIPE, TUNED, build_recipe
+from fixpatch.config import ATTACKERS, FORMATS, PAPER_ATTACKS, RECIPE, TUNED, ModelFile, build_recipe
 from fixpatch.endings import DEBUG, Commands
 from fixpatch.progress import progress
 from fixpatch.settings import FILE, read_settings
@@ -55,17 +55,55 @@ def start(
 def inspect(
     model: opt.Model = Path("model.keras"),
     input_range: opt.InputRange = None,
+    trust: opt.Trust = False,
+    imports: opt.Imports = None,
     all_layers: Annotated[
         bool, typer.Option("--all", help="Also layers where no fixer can sit, with the reason.")
     ] = False,
+    # Not called `data`: what a file or variable sets for other commands must not start an attack here.
+    images: Annotated[
+        Path | None, typer.Option("--data", help="Labelled images, to measure each layer's drift under attack.")
+    ] = None,
+    attack: opt.Attack = "autopgd",
+    attack_labels: opt.AttackLabels = None,
+    eps: opt.Eps = None,
+    eps_step: opt.EpsStep = None,
+    steps: opt.Steps = None,
+    restarts: opt.Restarts = None,
+    loss: opt.Loss = None,
+    precision: opt.Precision = None,
+    limit: opt.Limit = None,
+    seed: opt.Seed = 0,
+    classes: opt.Classes = None,
+    skip_unreadable: opt.Skip = False,
+    cache: opt.CacheFolder = None,
+    no_cache: opt.NoCache = False,
+    cache_cap: opt.CacheCap = None,
+    quiet: opt.Quiet = False,
     as_json: opt.Json = False,
 ) -> None:
-    """Show a model's facts, and the layers after which a fixer can sit."""
-    facts = load_room("modelfiles").inspect_file(model, opt.parse_range(input_range))
-    if as_json:
-        console.show_json("inspect", __version__, {"result": console.as_result(facts)})
+    """Show a model's facts, and the layers after which a fixer can sit; with images, how far each drifts."""
+    budget = {name: value for name, value in locals().items() if name in BUDGET}
+    source = opt.model_file(model, input_range, trust, imports)
+    if images is None:
+        facts, drift = load_room("modelfiles", source).inspect_file(source), None
     else:
-        console.show_model(facts, model.name, all_layers)
+        jobs = load_room("jobs", source)
+        with progress(quiet) as listener:
+            facts, drift = jobs.inspect_images(
+                source,
+                jobs.Images(images, opt.parse_names(classes) or None, skip_unreadable, limit),
+                attack,
+                budget=budget,
+                seed=seed,
+                cache=jobs.open_cache(not no_cache and (cache or True), cache_cap, listener.say),
+                listener=listener,
+            )
+    if as_json:
+        body = console.as_result(facts) | ({"drift": console.as_result(drift)} if drift else {})
+        console.show_json("inspect", __version__, {"result": body})
+    else:
+        console.show_model(facts, model.name, all_layers, drift)
 
 
 @app.command()
@@ -101,6 +139,8 @@ def train(
     seed: opt.Seed = 0,
     classes: opt.Classes = None,
     input_range: opt.InputRange = None,
+    trust: opt.Trust = False,
+    imports: opt.Imports = None,
     skip_unreadable: opt.Skip = False,
     hashes: opt.Hashes = True,
     resume: opt.Resume = False,
@@ -114,15 +154,14 @@ def train(
     """Train a patch: small fixers after the layers that you name, on your images and their adversarial versions."""
     chosen = {name: value for name, value in locals().items() if name in RECIPE}
     recipe = build_recipe(opt.parse_names(split), **chosen)
-    limits = opt.parse_range(input_range)
-    jobs = load_room("jobs")
+    source = opt.model_file(model, input_range, trust, imports)
+    jobs = load_room("jobs", source)
     with progress(quiet) as listener:
         patch = jobs.train_files(
-            model,
+            source,
             jobs.Images(data, opt.parse_names(classes) or None, skip_unreadable),
             recipe,
             out,
-            input_range=limits,
             keep_hashes=hashes,
             patched_model=save_model,
             force=force,
@@ -141,25 +180,33 @@ def train(
 def apply(
     model: opt.Model,
     patches: Annotated[list[Path], typer.Argument(metavar="PATCH...", help="Patch files made for this model.")],
-    out: Annotated[Path, opt.option("--out", "The model to write: .keras or .h5.", "-o")] = Path("patched.keras"),
+    out: Annotated[
+        Path | None, opt.option("--out", "The model to write, patched.keras or as the format has it.", "-o")
+    ] = None,
+    file_format: Annotated[
+        str | None, typer.Option("--format", help=f"Instead of what the suffix says: {' | '.join(FORMATS)}.")
+    ] = None,
+    data: Annotated[Path | None, opt.option("--data", "Images on which its answers are compared with Keras'.")] = None,
+    trust: opt.Trust = False,
+    imports: opt.Imports = None,
     delta: Annotated[float | None, opt.option("--delta", "Scale of the correction; 0 gives the base.")] = None,
     only: Annotated[str | None, typer.Option("--only", help="Apply these splits only, with commas.")] = None,
     force: opt.Force = False,
     quiet: opt.Quiet = False,
     as_json: opt.Json = False,
 ) -> None:
-    """Write the patched model: an ordinary Keras model that needs no fixpatch."""
+    """Write the patched model: an ordinary model that needs no fixpatch, in Keras' formats or others."""
     names = opt.parse_names(only) or None
-    base = load_room("modelfiles").apply_files(model, patches, out, delta=delta, only=names, force=force)
-    if as_json:
-        body = {"out": str(out), "base": base.fingerprint, "patches": [str(path) for path in patches]}
-        console.show_json("apply", __version__, {"result": body})
-    else:
-        console.out().print(console.plain(str(out)))
-    if len(patches) > 1:
-        console.err(quiet).print(
-            "note: these patches have not been evaluated together; run fixpatch eval on the result"
+    source = opt.model_file(model, None, trust, imports)
+    room = load_room("modelfiles", source)
+    with console.hushed():  # converters and runtimes talk
+        facts = room.apply_files(
+            source, patches, out, kind=file_format, data=data, delta=delta, only=names, force=force
         )
+    if as_json:
+        console.show_json("apply", __version__, {"result": console.as_result(facts)})
+    else:
+        console.show_applied(facts, quiet)
 
 
 @app.command("eval")
@@ -183,6 +230,8 @@ def evaluate(
     seed: opt.Seed = 0,
     classes: opt.Classes = None,
     input_range: opt.InputRange = None,
+    trust: opt.Trust = False,
+    imports: opt.Imports = None,
     skip_unreadable: opt.Skip = False,
     cache: opt.CacheFolder = None,
     no_cache: opt.NoCache = False,
@@ -192,18 +241,17 @@ def evaluate(
 ) -> None:
     """Measure base and patched model side by side, attacked by one who knows the base and one who knows the patch."""
     budget = {name: value for name, value in locals().items() if name in BUDGET}
-    limits = opt.parse_range(input_range)
-    jobs = load_room("jobs")
+    source = opt.model_file(model, input_range, trust, imports)
+    jobs = load_room("jobs", source)
     with progress(quiet) as listener:
         result = jobs.evaluate_files(
-            model,
+            source,
             patch,
             jobs.Images(data, opt.parse_names(classes) or None, skip_unreadable, limit),
             use_patch=use_patch,
             attacks=opt.parse_names(attack),
             budget=budget,
             attackers=opt.parse_names(",".join(attacker or ATTACKERS)),
-            input_range=limits,
             seed=seed,
             cache=jobs.open_cache(not no_cache and (cache or True), cache_cap, listener.say),
             listener=listener,
@@ -232,6 +280,8 @@ def craft(
     seed: opt.Seed = 0,
     classes: opt.Classes = None,
     input_range: opt.InputRange = None,
+    trust: opt.Trust = False,
+    imports: opt.Imports = None,
     skip_unreadable: opt.Skip = False,
     cache: opt.CacheFolder = None,
     no_cache: opt.NoCache = False,
@@ -242,17 +292,16 @@ def craft(
 ) -> None:
     """Write adversarial versions of your images to a file, which --data and numpy read."""
     budget = {name: value for name, value in locals().items() if name in BUDGET}
-    limits = opt.parse_range(input_range)
-    jobs = load_room("jobs")
+    source = opt.model_file(model, input_range, trust, imports)
+    jobs = load_room("jobs", source)
     with progress(quiet) as listener:
         facts = jobs.craft_files(
-            model,
+            source,
             jobs.Images(data, opt.parse_names(classes) or None, skip_unreadable, limit),
             attack,
             out,
             patch=patch,
             budget=budget,
-            input_range=limits,
             seed=seed,
             force=force,
             cache=jobs.open_cache(not no_cache and (cache or True), cache_cap, listener.say),
@@ -279,8 +328,15 @@ def show(
         console.show_patch(facts, patch)
 
 
-def load_room(name: str) -> ModuleType:
-    """Import a module that needs TensorFlow, whose messages on that occasion are no news to anybody."""
+def load_room(name: str, model: ModelFile | None = None) -> ModuleType:
+    """Import a module that needs TensorFlow, whose messages on that occasion are no news to anybody.
+
+    A model that is not safe to open is refused before; the rest of the look at it goes on meanwhile.
+    """
+    if model is not None:
+        if model.trust:
+            console.err().print(f"--trust: {console.plain(str(model.path))} may run code of whoever made it")
+        quarantine.begin(model.path, trust=model.trust, imports=model.imports)
     with console.hushed():
         room = importlib.import_module(f"fixpatch.{name}")
     logging.getLogger("tensorflow").setLevel(logging.ERROR)

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 from fixpatch.errors import SettingError, did_you_mean
@@ -16,6 +17,14 @@ LABELS = ("true", "predicted")
 TARGETS = ("natural", "same-input")
 LOSSES = ("cross-entropy", "dlr")
 PRECISIONS = ("float32", "bfloat16")
+# What a model can be written as, with the suffixes of each; none means a folder.
+FORMATS: dict[str, tuple[str, ...]] = {
+    "keras": (".keras",),
+    "h5": (".h5", ".hdf5"),
+    "saved-model": (),
+    "onnx": (".onnx",),
+    "litert": (".tflite", ".litert"),
+}
 
 
 def parse_fraction(text: str | float, setting: str) -> float:
@@ -62,6 +71,23 @@ def _brief(value: float) -> str:
         return f"{value:.10g}"
     except OverflowError:
         return "beyond 1e308"
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """Which model to load, and how far to trust it.
+
+    Attributes:
+        path: A `.keras` or `.h5` file, or the folder of a Keras 2 SavedModel.
+        input_range: Lowest and highest input value; None finds out.
+        trust: What is in the file may run.
+        imports: Modules with the model's own layers.
+    """
+
+    path: Path
+    input_range: tuple[float, float] | None = None
+    trust: bool = False
+    imports: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -261,6 +287,7 @@ def build_recipe(splits: Iterable[str], *, attack: str = "autopgd", **settings: 
     Raises:
         SettingError: An unknown name, or a value out of its range.
     """
+    splits = (splits,) if isinstance(splits, str) else tuple(splits)
     given = {name: value for name, value in settings.items() if value is not None}
     tuned = {name: given.pop(name) for name in TUNED if name in given}
     precision = given.get("precision")  # stays in `given`, for the training
@@ -273,4 +300,4 @@ def build_recipe(splits: Iterable[str], *, attack: str = "autopgd", **settings: 
         name = next(iter(given))
         raise SettingError(f"There is no setting '{name}'.", did_you_mean(name, sorted(RECIPE)))
     opponent = attack_named(attack, attack_labels=labels, precision=precision, **tuned)
-    return Recipe(tuple(splits), parts[0], opponent, parts[1], parts[2])
+    return Recipe(splits, parts[0], opponent, parts[1], parts[2])

@@ -19,10 +19,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from fixpatch.errors import FixpatchError
-from fixpatch.results import CraftFacts, Evaluation, ModelFacts, Rate, Score, TrainingFacts
+from fixpatch.results import ApplyFacts, CraftFacts, DriftFacts, Evaluation, ModelFacts, Rate, Score, TrainingFacts
 
 SCHEMA = 1
 UNBOUNDED = 10_000
+BAR = 16  # columns: with a usual layer name the table fits 80
 
 
 def out() -> Console:
@@ -38,13 +39,18 @@ def err(quiet: bool = False) -> Console:
 
 @contextmanager
 def hushed() -> Iterator[None]:
-    """Keep what the block writes to file descriptor 2, native code included, off the terminal, unless it fails."""
+    """Keep what the block writes to file descriptor 2, native code included, off the terminal, unless it fails.
+
+    A `FixpatchError` says itself what failed: then nothing else is shown either.
+    """
     sys.stderr.flush()
     with tempfile.TemporaryFile() as kept:
         terminal = os.dup(2)
         os.dup2(kept.fileno(), 2)
         try:
             yield
+        except FixpatchError:
+            raise
         except Exception:
             kept.seek(0)
             os.write(terminal, kept.read())
@@ -101,16 +107,23 @@ def size_of(shape: tuple[int | None, ...]) -> str:
     return "x".join("?" if size is None else str(size) for size in shape)
 
 
-def show_model(facts: ModelFacts, name: str, every_layer: bool) -> None:
-    """Print a model's facts and where fixers can sit."""
+ORIGINS = {
+    "assumed": "assumed; --input-range sets it",
+    "graph": "read from the model",
+    "given": "as given",
+    "measured": "in which the model is best on the images",
+}
+
+
+def show_model(facts: ModelFacts, name: str, every_layer: bool, drift: DriftFacts | None = None) -> None:
+    """Print a model's facts and where fixers can sit, with a bar for the drift of each layer where it was measured."""
     console = out()
     low, high = facts.input_range
-    origin = {"assumed": "assumed; --input-range sets it", "graph": "read from the model", "given": "as given"}
     console.print(f"[bold]{plain(name)}[/]")
     for label, value in (
         ("classes", str(facts.classes)),
         ("input", f"{size_of(facts.input_shape)}, {facts.data_format}"),
-        ("range", f"{low:g} to {high:g} ({origin.get(facts.input_range_source, facts.input_range_source)})"),
+        ("range", f"{low:g} to {high:g} ({ORIGINS.get(facts.input_range_source, facts.input_range_source)})"),
         ("dtype", facts.dtype_policy),
         ("head", facts.head),
         ("parameters", f"{facts.parameters:,}"),
@@ -125,12 +138,44 @@ def show_model(facts: ModelFacts, name: str, every_layer: bool) -> None:
             others.add_row(*row, plain(layer.reason))
         else:
             table.add_row(*row, f"{layer.cost:,}", per_cent(layer.share), "yes" if layer.non_negative else "-")
+    if drift is not None:
+        table = _drift_table(facts, drift)
     for shown in (table, others):  # where a line is too long, fold the kind rather than a usual name
         shown.columns[0].min_width = min(24, max((len(layer.path) for layer in facts.layers), default=0))
     console.print(table)
     if every_layer:
         console.print(others)
     console.print("A fixer sits after a layer: fixpatch train --split LAYER[,LAYER] --data DIR")
+    if drift is not None:
+        _explain_drift(drift)
+
+
+def _drift_table(facts: ModelFacts, drift: DriftFacts) -> Table:
+    table = _table("layer", ("output", "right"), ("fixer", "right"), ("drift", "right"), "", "")
+    shapes = {layer.path: size_of(layer.shape) for layer in facts.layers}
+    most = max((layer.drift for layer in drift.layers if math.isfinite(layer.drift)), default=0.0)
+    for layer in drift.layers:
+        mark = "auto" if layer.path in drift.chosen else ""
+        numbers = shapes[layer.path], f"{layer.cost:,}", f"{layer.drift:.3f}"
+        table.add_row(plain(layer.path), *numbers, bar_of(layer.drift, most), mark)
+    return table
+
+
+def bar_of(value: float, most: float) -> str:
+    """Draw `value` as a bar of `BAR` columns for `most`; of `#` where the terminal knows no blocks."""
+    share = value / most if most > 0 and math.isfinite(value) else 0.0
+    return ("#" if out().options.ascii_only else "█") * round(BAR * share)
+
+
+def _explain_drift(drift: DriftFacts) -> None:
+    console = out()
+    console.print("drift: how far the features move under attack, over their size when clean")
+    console.print(
+        f"  {drift.n} images, seed {drift.seed}, the base right on {per_cent(drift.clean.value)} %, "
+        f"attacked {per_cent(drift.attacked.value)} %"
+    )
+    console.print(f"  {_budget(**drift.attack)}")
+    console.print(f"--split auto takes {plain(','.join(drift.chosen))}")
 
 
 def show_training(facts: TrainingFacts, path: Path, quiet: bool = False) -> None:
@@ -184,6 +229,19 @@ def show_evaluation(result: Evaluation, quiet: bool = False) -> None:
     console.print(table)
     console.print(f"worst robust accuracy per image, over all of these: [bold]{with_interval(result.worst)} %[/]")
     show_warnings(result.warnings, quiet)
+
+
+def show_applied(facts: ApplyFacts, quiet: bool = False) -> None:
+    """Print where the model went, how it was compared, and what that does not say."""
+    out().print(plain(facts.out))
+    talk = err(quiet)
+    origin = {"given": "", "training": " that the patch was trained on", "random": " of random values"}
+    talk.print(
+        f"answers as in Keras on {facts.compared} images{origin[facts.compared_on]}: "
+        f"largest difference {facts.difference:.2g}"
+    )
+    show_warnings(facts.warnings, quiet)
+    talk.print("note: safe to open, not proven safe to use: run fixpatch eval")
 
 
 def show_crafting(facts: CraftFacts, path: Path) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from fixpatch.errors import DataError
 from fixpatch.holdout import stratify
-from fixpatch.pictures import UnreadableError, as_levels, fit_item, require_one_shape
+from fixpatch.pictures import UnreadableError, as_levels, fit_item, require_one_shape, scale
 from fixpatch.rows import Images, StoredRows, store
 from fixpatch.sources import check_classes, open_source
 
@@ -49,9 +49,7 @@ class ImageSet:
 
     def to_range(self, input_range: tuple[float, float]) -> np.ndarray:
         """Return the images as float32, black at the low end of `input_range` and white at the high end."""
-        low, high = input_range
-        unit = np.asarray(self.x).astype(np.float32) / np.float32(255 if self.x.dtype == np.uint8 else 1)
-        return unit * np.float32(high - low) + np.float32(low)
+        return scale(np.asarray(self.x), input_range)
 
     def hashes(self) -> np.ndarray:
         """Return the SHA-256 of each image's shape and values, `(N, 32)` uint8.

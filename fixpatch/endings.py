@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from fixpatch import __version__, console
+from fixpatch import __version__, console, quarantine
 from fixpatch.errors import FixpatchError, SettingError
 
 DEBUG = "FIXPATCH_DEBUG"
@@ -41,6 +41,8 @@ class Commands(TyperGroup):
                 raise
             hint = f"`fixpatch {_command(ctx, line)} --help` lists the options.".replace("  ", " ")
             _refuse(ctx, line, SettingError(error.format_message(), hint))
+        finally:
+            quarantine.dismiss()
 
 
 def _refuse(ctx: typer.Context, line: Sequence[str], error: FixpatchError) -> NoReturn:

@@ -36,6 +36,16 @@ class PatchError(FixpatchError):
     """The patch file is damaged, foreign, or made for another base."""
 
 
+class UnsafeError(ValueError):
+    """A file is not as the program that writes such files makes it; the text completes "it cannot be used: "."""
+
+
+def require_safe(condition: bool, fault: str) -> None:
+    """Raise UnsafeError with `fault` unless `condition` holds."""
+    if not condition:
+        raise UnsafeError(fault)
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return `Did you mean 'x'? ` for the closest of `known`, or an empty string."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)

@@ -25,9 +25,11 @@ def logits_view(model: keras.Model) -> tuple[keras.Model, str]:
     unknown make whose outputs sum to one: the logits are their logarithm).
 
     Raises:
-        ModelError: Several sigmoid units (multi-label), fewer than two classes, or scores per pixel.
+        ModelError: Several sigmoid units (multi-label), fewer than two classes, scores per pixel, or an input that is
+            no plain image.
     """
     graph = as_functional(model)
+    _require_plain_images(graph)
     if graph.input is not graph.inputs[0] or graph.output is not graph.outputs[0]:
         graph = keras.Model(graph.inputs[0], graph.outputs[0], name=model.name)  # out of its dictionary
     tensor, kind = raw_scores(graph)
@@ -48,7 +50,9 @@ def logits_view(model: keras.Model) -> tuple[keras.Model, str]:
         tensor = keras.ops.concatenate([keras.ops.zeros_like(tensor), tensor], axis=-1)
     elif not isinstance(units, int) or units < 2:
         raise ModelError(
-            f"The model gives {units} score per image; a classifier gives at least two, or one sigmoid unit."
+            f"The model gives {units} score per image; a classifier gives at least two, or one sigmoid unit.",
+            "A regression has no classes to get wrong. Is it the score of a class? Then end the model with "
+            "keras.layers.Activation('sigmoid') and save it again.",
         )
     if kind == "unknown":
         kind = "probabilities" if _sums_to_one(graph) else "logits"
@@ -61,6 +65,25 @@ def logits_view(model: keras.Model) -> tuple[keras.Model, str]:
     return keras.Model(graph.inputs[0], tensor, name=f"{model.name}_logits"), kind
 
 
+def _require_plain_images(graph: keras.Model) -> None:
+    """Refuse what gives an image no gradient, or scores that depend on the images before it."""
+    image = graph.inputs[0]
+    dtype = keras.backend.standardize_dtype(image.dtype)
+    odd = "ragged" if image.ragged else "sparse" if image.sparse else dtype if "float" not in dtype else ""
+    if odd:
+        raise ModelError(
+            f"The model takes {odd} input; expected dense images of floats.",
+            "Rebuild it on keras.Input(shape) with the same layers and weights, and save that.",
+        )
+    for layer in graph._flatten_layers():
+        if isinstance(layer, (keras.layers.RNN, keras.layers.Bidirectional)) and layer.stateful:
+            raise ModelError(
+                f"The layer '{layer.name}' keeps its state from one batch to the next; "
+                "expected scores that depend on one image alone.",
+                "Rebuild the model with stateful=False, take over the weights, and save that.",
+            )
+
+
 def head_path(model: keras.Model) -> set[int]:
     """Return the ids of the operations between the raw scores and the output, both ends included."""
     graph = as_functional(model)
@@ -70,7 +93,8 @@ def head_path(model: keras.Model) -> set[int]:
         ids.add(id(operation))
         if is_graph(operation):
             return ids | head_path(operation)
-        if not _passes(operation) and _bare_squash(operation) is None:
+        squash = None if _off_classes(operation, tensor) else _bare_squash(operation)
+        if not _passes(operation) and squash is None:
             return ids
         tensor = node.input_tensors[0]
 
@@ -87,6 +111,8 @@ def raw_scores(graph: keras.Model) -> tuple[keras.KerasTensor, str]:
         if _passes(operation):
             tensor = node.input_tensors[0]
             continue
+        if _off_classes(operation, tensor):
+            return graph.outputs[0], "unknown"
         squash = _bare_squash(operation)
         if squash is not None:
             return node.input_tensors[0], squash
@@ -108,6 +134,15 @@ def _bare_squash(operation: Any) -> str | None:
         name = activation_name(operation)
         return name if name in ("softmax", "sigmoid") else None
     return {"Softmax": "softmax", "Sigmoid": "sigmoid"}.get(class_name(operation))
+
+
+def _off_classes(operation: Any, tensor: keras.KerasTensor) -> bool:
+    """Tell whether a softmax runs along another axis than the one that holds the classes: it is no part of the head."""
+    if class_name(operation) != "Softmax":
+        return False
+    axes = operation.axis if isinstance(operation.axis, (tuple, list)) else (operation.axis,)
+    over = {axis % len(tensor.shape) for axis in axes}
+    return any(size != 1 for axis, size in enumerate(tensor.shape) if axis and axis not in over)
 
 
 def _nested_scores(nested: keras.Model, node: Any, output: keras.KerasTensor) -> tuple[keras.KerasTensor, str]:

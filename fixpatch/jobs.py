@@ -5,39 +5,66 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from fixpatch.basecheck import suit_recorded
+from fixpatch.basecheck import measure_base, suit_recorded
 from fixpatch.cache import Cache, open_cache
-from fixpatch.config import ATTACKERS, PAPER_ATTACKS, Recipe
+from fixpatch.config import ATTACKERS, PAPER_ATTACKS, ModelFile, Recipe
 from fixpatch.data import ImageSet
+from fixpatch.drift import IMAGES, measure_drift
 from fixpatch.errors import DataError, FixpatchError, SettingError
 from fixpatch.evaluation import evaluate
 from fixpatch.export import export_adversarial
 from fixpatch.files import require_free
+from fixpatch.graft import survey
 from fixpatch.inputs import PATCH, Images, attack_for, find_images, find_patch, load_for
-from fixpatch.modelfiles import Range, require_places
-from fixpatch.models import load, save_model
+from fixpatch.modelfiles import load_file, require_places
+from fixpatch.models import save_model
 from fixpatch.patches import Patch
-from fixpatch.places import choose_places
-from fixpatch.results import CraftFacts, Evaluation, Listener
+from fixpatch.results import CraftFacts, DriftFacts, Evaluation, Listener, ModelFacts
 from fixpatch.runs import RunNote, note_path, write_note
-from fixpatch.training import train_recipe, versions
+from fixpatch.training import require_splits, train_recipe, versions
 from fixpatch.vetting import MODEL_SUFFIXES
 
-__all__ = ["Images", "craft_files", "evaluate_files", "open_cache", "train_files"]
+__all__ = ["Images", "craft_files", "evaluate_files", "inspect_images", "open_cache", "train_files"]
 MORE_SPACE = "Free some space or name another place with --out."
 
 
+def inspect_images(
+    model: ModelFile,
+    images: Images,
+    attack: str = "autopgd",
+    *,
+    budget: dict[str, Any] | None = None,
+    seed: int = 0,
+    cache: Cache | None = None,
+    listener: Listener | None = None,
+) -> tuple[ModelFacts, DriftFacts]:
+    """Return the facts of the model in a file, and how far each layer's features drift on images under attack.
+
+    Args:
+        images: Without a limit, as many are used as `--split auto` looks at, and the same.
+        budget: As for `evaluate_files`.
+    """
+    listener = listener or Listener()
+    config = attack_for(attack, budget or {}, None)
+    base = load_file(model)
+    few = replace(images, limit=images.limit or IMAGES)
+    loaded = load_for(base, few, seed, images.classes, listener)
+    base = measure_base(base, loaded)
+    drift = measure_drift(base, loaded, config, limit=len(loaded), seed=seed, cache=cache, listener=listener)
+    return survey(base), drift
+
+
 def train_files(
-    model: Path,
+    model: ModelFile,
     images: Images,
     recipe: Recipe,
     out: Path = PATCH,
     *,
-    input_range: Range = None,
     keep_hashes: bool = True,
     patched_model: Path | None = None,
     force: bool = False,
@@ -50,13 +77,13 @@ def train_files(
     Pairs and checkpoints lie in `<out>.state` until the patch is written.
     """
     listener = listener or Listener()
-    require_places(model, [out] if patched_model is None else [out, patched_model], force)
+    require_places(model.path, [out] if patched_model is None else [out, patched_model], force)
     if patched_model is not None and patched_model.suffix not in MODEL_SUFFIXES:
         raise SettingError(f"'{patched_model}' ends in none of {', '.join(MODEL_SUFFIXES)}.", "Rename it.")
     require_free(note_path(out), force=True)
     _require_data(images)
-    base = load(model, input_range=input_range)
-    choose_places(base.model, recipe.splits, base.name)
+    base = load_file(model)
+    require_splits(base, recipe.splits)
     loaded = load_for(base, images, recipe.training.seed, images.classes, listener)
     with _state_beside(out) as state:
         patch = train_recipe(
@@ -65,7 +92,7 @@ def train_files(
         if patched_model is not None:
             save_model(patch.apply(base), patched_model, force)
         patch.save(out, force)
-        write_note(out, _note(patch, model, images, loaded, recipe))
+        write_note(out, _note(patch, model.path, images, loaded, recipe))
     return patch
 
 
@@ -109,14 +136,13 @@ def _note(patch: Patch, model: Path, images: Images, loaded: ImageSet, recipe: R
 
 
 def craft_files(
-    model: Path,
+    model: ModelFile,
     images: Images,
     attack: str,
     out: Path,
     *,
     patch: Path | None = None,
     budget: dict[str, Any] | None = None,
-    input_range: Range = None,
     seed: int = 0,
     force: bool = False,
     cache: Cache | None = None,
@@ -130,11 +156,11 @@ def craft_files(
     """
     listener = listener or Listener()
     attack_for(attack, budget or {}, None)
-    require_places(model, [out], force)
+    require_places(model.path, [out], force)
     if out.suffix != ".npz":
         raise SettingError(f"'{out}' does not end in .npz.", "Rename it.")
     _require_data(images)
-    base = suit_recorded(load(model, input_range=input_range), images.path)
+    base = suit_recorded(load_file(model), images.path)
     found = find_patch(base, patch, listener)[1] if patch else None
     loaded, _ = find_images(base, images, patch, found, seed, listener)
     config = attack_for(attack, budget or {}, found)
@@ -142,7 +168,7 @@ def craft_files(
 
 
 def evaluate_files(
-    model: Path,
+    model: ModelFile,
     patch: Path | None,
     images: Images,
     *,
@@ -150,7 +176,6 @@ def evaluate_files(
     attacks: Sequence[str] = ("autopgd",),
     budget: dict[str, Any] | None = None,
     attackers: Sequence[str] = ("base", "patched"),
-    input_range: Range = None,
     seed: int = 0,
     cache: Cache | None = None,
     listener: Listener | None = None,
@@ -169,7 +194,7 @@ def evaluate_files(
         )
     for name in attacks:
         attack_for(name, budget or {}, None)
-    base = suit_recorded(load(model, input_range=input_range), images.path)
+    base = suit_recorded(load_file(model), images.path)
     path, found = find_patch(base, patch, listener) if use_patch else (None, None)
     loaded, source = find_images(base, images, path, found, seed, listener)
     return evaluate(

@@ -26,19 +26,28 @@ def focal_loss(logits: Any, y: Any) -> Any:
     return -ops.power(1.0 - ops.exp(log_p), GAMMA) * log_p
 
 
-def feature_distance(features: Any, target: Any) -> Any:
-    """Return each image's l2 distance between two feature tensors, relative to the target's own norm, `(B,)`.
+def relative_square(features: Any, target: Any) -> Any:
+    """Return each image's squared l2 distance between two feature tensors over the target's squared norm, `(B,)`.
 
-    Equation 4 leaves the normalisation open; relative to the target, the weight means the same at every layer. The
-    constant under the root keeps the gradient finite where a fresh fixer starts: at distance 0 (docs/choices.md).
+    Equation 4 leaves the normalisation open; relative to the target, the weight means the same at every layer.
 
     Args:
         features, target: `(B, ...)` of the same shape.
     """
     axes = tuple(range(1, len(features.shape)))
     features, target = ops.cast(features, "float32"), ops.cast(target, "float32")
-    squared = ops.sum(ops.square(features - target), axis=axes) / (ops.sum(ops.square(target), axis=axes) + TINY)
-    return ops.sqrt(squared + TINY)
+    return ops.sum(ops.square(features - target), axis=axes) / (ops.sum(ops.square(target), axis=axes) + TINY)
+
+
+def feature_distance(features: Any, target: Any) -> Any:
+    """Return each image's l2 distance between two feature tensors, relative to the target's own norm, `(B,)`.
+
+    The constant under the root keeps the gradient finite where a fresh fixer starts: at distance 0 (docs/choices.md).
+
+    Args:
+        features, target: As for `relative_square`.
+    """
+    return ops.sqrt(relative_square(features, target) + TINY)
 
 
 def distillation(features: Sequence[Any], targets: Sequence[Any]) -> Any:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import shutil
-import tempfile
+import re
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,15 +16,16 @@ from typing import Any
 import keras
 import numpy as np
 
-from fixpatch import vetting
 from fixpatch.errors import ModelError, SettingError
 from fixpatch.files import require_free, require_room, written_whole
 from fixpatch.graph import Call, activation_name, as_numbers, calls, class_name, constants, is_graph, producer
 from fixpatch.heads import logits_view
+from fixpatch.ownclasses import import_classes
 from fixpatch.places import Place, list_places
+from fixpatch.quarantine import admitted
 from fixpatch.ranges import detect_range
+from fixpatch.vetting import NOT_LOADED, brief
 
-SUFFIXES = {"keras": ".keras", "h5": ".h5"}
 # What changes a layer's function though its weights stay, in the fingerprint.
 SHAPING = (
     *("strides", "padding", "pool_size", "dilation_rate", "groups", "axis", "epsilon", "size", "interpolation"),
@@ -111,17 +112,31 @@ class Base:
         return replace(self, input_range=input_range, range_source=source)
 
 
-def load(path: str | Path, *, input_range: tuple[float, float] | None = None) -> Base:
+def load(
+    path: str | Path,
+    *,
+    input_range: tuple[float, float] | None = None,
+    trust: bool = False,
+    imports: Sequence[str] = (),
+) -> Base:
     """Load a classifier from a `.keras`, `.h5` or `.hdf5` file, without compiling it.
+
+    The file may be a stranger's: another process looks at a private copy first, and what is loaded is that copy.
 
     Args:
         input_range: Lowest and highest input value; None reads it from the graph's own preprocessing, else takes 0..1.
+        trust: Load what may run code when it is loaded, such as a Lambda layer. For files of your own.
+        imports: Names of Python modules with the model's own layers; their code runs.
 
     Raises:
-        ModelError: No such file, not a Keras model, or not an image classifier with one input and one output.
+        ModelError: No such file, not a Keras model, not safe to open, or not an image classifier with one input and one
+            output.
+        SettingError: A module in `imports` cannot be imported.
     """
     path = Path(path)
-    return as_base(_load_file(path, vetting.model_format(path)), input_range=input_range, name=path.name)
+    with admitted(path, trust=trust, imports=imports) as copy:
+        model = _load_file(copy, path, trust, imports)
+    return as_base(model, input_range=input_range, name=path.name)
 
 
 def as_base(model: keras.Model, *, input_range: tuple[float, float] | None = None, name: str = "") -> Base:
@@ -173,31 +188,20 @@ def _save_hdf5(model: keras.Model, beside: Path, path: Path) -> None:
         raise
     except Exception as error:  # of every kind, as in `_load_file`
         raise ModelError(
-            f"HDF5 cannot hold this model, so '{path}' is not written: {_brief(error)}",
+            f"HDF5 cannot hold this model, so '{path}' is not written: {brief(error)}",
             f"Name it '{path.with_suffix('.keras').name}' instead.",
         ) from error
     finally:
         log.setLevel(level)
 
 
-def _load_file(path: Path, kind: str) -> keras.Model:
-    """Let Keras read the file under a name whose suffix matches its content."""
-    with tempfile.TemporaryDirectory() as folder:
-        readable = path
-        if path.suffix != SUFFIXES[kind] and not (kind == "h5" and path.suffix == ".hdf5"):
-            readable = Path(folder) / f"model{SUFFIXES[kind]}"
-            shutil.copyfile(path, readable)
-        try:
-            return keras.models.load_model(readable, compile=False, safe_mode=True)
-        except Exception as error:  # Keras raises every kind for a file that it cannot rebuild
-            hint = (
-                "Is it complete? The author's own layers, Lambda layers and plain operations in HDF5 cannot be loaded."
-            )
-            raise ModelError(f"Keras cannot load '{path}': {_brief(error)}", hint) from error
-
-
-def _brief(error: Exception) -> str:
-    return str(error).strip().split("\n")[0][:300]
+def _load_file(copy: Path, path: Path, trust: bool, imports: Sequence[str]) -> keras.Model:
+    """Let Keras read the private copy of `path`."""
+    own = import_classes(imports)
+    try:
+        return keras.models.load_model(copy, custom_objects=own, compile=False, safe_mode=not trust)
+    except Exception as error:  # Keras raises every kind for a file that it cannot rebuild
+        raise ModelError(f"Keras cannot load '{path}': {brief(error)}", NOT_LOADED) from error
 
 
 def _require_classifier(model: Any, name: str) -> None:
@@ -229,10 +233,15 @@ def _fingerprint(found: list[Call]) -> str:
         for index, variable in enumerate(v for v in layers[path].variables if "seed_generator" not in v.path):
             value = np.ascontiguousarray(keras.ops.convert_to_numpy(keras.ops.cast(variable, variable.dtype)))
             little = value.astype(value.dtype.newbyteorder("<")) if value.dtype.kind in "fiu" else value
-            digest.update(f"{path}|{index}|{variable.name}|{variable.dtype}|{value.shape}|".encode())
+            digest.update(f"{path}|{index}|{_given_name(variable)}|{variable.dtype}|{value.shape}|".encode())
             digest.update(little.tobytes())
     digest.update("\n".join(_wiring(found)).encode())
     return digest.hexdigest()
+
+
+def _given_name(variable: keras.Variable) -> str:
+    """Return the variable's name; for one without, Keras counts through the process: `variable_17`."""
+    return "variable" if re.fullmatch(r"variable(_\d+)?", variable.name) else variable.name
 
 
 def _wiring(found: list[Call]) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fixpatch.config import AUGMENTS, LABELS, LOSSES, PAPER_ATTACKS, PRECISIONS, TARGETS, parse_fraction
+from fixpatch.config import AUGMENTS, LABELS, LOSSES, PAPER_ATTACKS, PRECISIONS, TARGETS, ModelFile, parse_fraction
 from fixpatch.errors import SettingError
 
 
@@ -21,6 +21,13 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on s
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No talk and no progress on stderr.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace files that exist.")]
 Model = Annotated[Path, typer.Argument(envvar="FIXPATCH_MODEL", show_envvar=False, help="A .keras or .h5 model.")]
+Trust = Annotated[
+    bool, typer.Option("--trust", help="Open a model of your own that may run code, such as a Lambda layer.")
+]
+# Flags only: a settings file in a stranger's folder must not choose what runs.
+Imports = Annotated[
+    str | None, typer.Option("--import", help="Python modules with the model's own layers, with commas; they run.")
+]
 Data = Annotated[Path | None, option("--data", "Folder with a folder per class, or an .npz with x and y.")]
 Classes = Annotated[str | None, option("--classes", "Class names in the model's own order, with commas.")]
 InputRange = Annotated[str | None, option("--input-range", "Lowest and highest input value, such as 0,255.")]
@@ -39,7 +46,7 @@ CacheCap = Annotated[float | None, option("--cache-cap", "Size that the cache ma
 Seed = Annotated[int, option("--seed", "Fixes split, augmentation, attacks and training.")]
 
 # Of `train` alone.
-Split = Annotated[str, option("--split", "Layers to put a fixer after, with commas.")]
+Split = Annotated[str, option("--split", "Layers to put a fixer after, with commas; auto or auto:3 measures where.")]
 PatchOut = Annotated[Path, option("--out", "The patch file to write.", "-o")]
 SaveModel = Annotated[Path | None, option("--save-model", "Write the patched model too.")]
 Attack = Annotated[str, option("--attack", f"Attack that makes the pairs: {', '.join(PAPER_ATTACKS)}.")]
@@ -65,6 +72,11 @@ Resume = Annotated[bool, typer.Option("--resume", help="Go on with an interrupte
 def parse_names(text: str | None) -> tuple[str, ...]:
     """Read `a,b`."""
     return tuple(name.strip() for name in text.split(",") if name.strip()) if text else ()
+
+
+def model_file(path: Path, input_range: str | None, trust: bool, imports: str | None) -> ModelFile:
+    """Return which model to load, and how far to trust it."""
+    return ModelFile(path, parse_range(input_range), trust, parse_names(imports))
 
 
 def parse_range(text: str | None) -> tuple[float, float] | None:

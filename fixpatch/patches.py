@@ -66,13 +66,14 @@ def apply_patches(
         only: Splits to apply; the others stay as in the base.
 
     Raises:
-        PatchError: A patch for another base, or two patches with a fixer after the same layer.
+        PatchError: A patch for another base, or two patches with a fixer after the same layer or for images in other
+            ranges.
         SettingError: `delta` outside [0, 1], or a name in `only` that no patch has.
     """
     _require_clear(patches, only)
     modules: dict[str, keras.Model] = {}
-    for patch in patches:
-        require_base(patch.manifest, base)
+    for number, patch in enumerate(patches, start=1):
+        require_base(patch.manifest, base, f"Patch {number} of {len(patches)}" if len(patches) > 1 else "The patch")
         modules |= _filled_modules(base, patch.content, delta)
     if only is not None:
         modules = {path: module for path, module in modules.items() if path in only}
@@ -81,7 +82,7 @@ def apply_patches(
     return graft(base.model, modules)
 
 
-def require_base(manifest: Manifest, base: Base) -> None:
+def require_base(manifest: Manifest, base: Base, which: str = "The patch") -> None:
     """Check that the patch was made for `base`.
 
     Raises:
@@ -89,7 +90,7 @@ def require_base(manifest: Manifest, base: Base) -> None:
     """
     if manifest.base.fingerprint != base.fingerprint:
         raise PatchError(
-            f"The patch was made for a base with fingerprint {manifest.base.fingerprint[:12]}; "
+            f"{which} was made for a base with fingerprint {manifest.base.fingerprint[:12]}; "
             f"{base.name} has {base.fingerprint[:12]}.",
             "Apply it to the very model that it was trained on: any change to weights or layers makes another base.",
         )
@@ -150,13 +151,22 @@ def _require_same(found: SplitFacts, recorded: SplitFacts, name: str) -> None:
 
 
 def _require_clear(patches: Sequence[Patch], only: Sequence[str] | None) -> None:
-    splits = [split.path for patch in patches for split in patch.manifest.splits]
-    twice = sorted({path for path in splits if splits.count(path) > 1 and (only is None or path in only)})
-    if twice:
-        raise PatchError(
-            f"Two patches have a fixer after '{twice[0]}'.", "Apply one of them, or leave that split out with --only."
-        )
+    """Check that the patches can be applied together, and that `only` names splits of theirs."""
+    owners: dict[str, list[int]] = {}
+    for number, patch in enumerate(patches, start=1):
+        for split in patch.manifest.splits:
+            owners.setdefault(split.path, []).append(number)
+    for path, numbers in sorted(owners.items()):
+        if len(numbers) > 1 and (only is None or path in only):
+            raise PatchError(
+                f"Two patches have a fixer after '{path}': numbers {numbers[0]} and {numbers[1]} of {len(patches)}.",
+                "Apply one of them, or leave that split out with --only.",
+            )
     for name in only or ():
-        if name not in splits:
-            hint = f"{did_you_mean(name, splits)} It has: {', '.join(splits)}.".strip()
+        if name not in owners:
+            hint = f"{did_you_mean(name, owners)} It has: {', '.join(owners)}.".strip()
             raise SettingError(f"--only names '{name}', which the patch does not have.", hint)
+    ranges = sorted({patch.manifest.input_range for patch in patches})
+    if len(ranges) > 1:
+        first, second = (f"{low:g} to {high:g}" for low, high in ranges[:2])
+        raise PatchError(f"The patches were trained on images from {first}, and from {second}.", "Apply one of them.")

@@ -7,29 +7,19 @@ import io
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from fixpatch.errors import FixpatchError, PatchError
 from fixpatch.files import written_whole
 from fixpatch.manifest import SCHEMA, Manifest, canonical, expected_shapes, manifest_of, require
-from fixpatch.vetting import (
-    HDF5_MAGIC,
-    PATCH_MAGIC,
-    hint_for_missing,
-    looks_like,
-    plain_array,
-    plain_group,
-    require_members,
-)
-
-if TYPE_CHECKING:
-    import h5py
+from fixpatch.quarantine import locate_blocks
+from fixpatch.vetting import HDF5_MAGIC, PATCH_MAGIC, hint_for_missing, looks_like
 
 USER_BLOCK = 512
 FILE_LIMIT = 2**30
@@ -183,24 +173,62 @@ def _hdf5_with(arrays: dict[str, np.ndarray]) -> bytes:
 
 
 def _decode(data: bytes, schema: int) -> PatchContent:
-    """Return the content of a whole file whose header is right, or raise ValueError if it is not as written."""
-    import h5py
+    """Return the content of a whole file whose header is right, or raise ValueError if it is not as written.
 
-    with h5py.File.in_memory(data) as file:
-        require_members(file, {"manifest", "fixers"} | ({"hashes"} & set(file)))
-        manifest = _decode_manifest(plain_array(file, "manifest", None, "|u1").tobytes(), schema)
-        names = {group: [key.replace("/", ".") for key in shapes] for _, group, shapes in _members(manifest)}
-        fixers = plain_group(file, "fixers", names)
-        claimed = sum(4 * math.prod(shape) for _, _, shapes in _members(manifest) for shape in shapes.values())
-        # Datasets that share their bytes could ask for far more memory than the file has.
-        require(claimed <= len(data), f"its fixers need {claimed} bytes, the file has {len(data)}")
-        weights = {
-            path: _decode_fixer(plain_group(fixers, group, names[group]), shapes)
-            for path, group, shapes in _members(manifest)
+    The HDF5 library sees the bytes in another process only, which says where the arrays lie.
+    """
+    blocks = locate_blocks(data, USER_BLOCK)
+    _require_apart(blocks)
+    manifest = _decode_manifest(_array(data, blocks, "/manifest", None, "|u1").tobytes(), schema)
+    groups = {f"/fixers/{group}": shapes for _, group, shapes in _members(manifest)}
+    names = [f"{group}/{key.replace('/', '.')}" for group, shapes in groups.items() for key in shapes]
+    expected = {"/manifest", "/fixers", *groups, *names} | ({"/hashes"} & set(blocks))
+    odd = ", ".join(sorted(set(blocks) ^ expected)[:5])
+    require(not odd, f"it holds {len(blocks)} HDF5 objects where {len(expected)} belong; odd: {odd}")
+    weights = {
+        path: {
+            key: _weights(data, blocks, f"/fixers/{group}/{key.replace('/', '.')}", shape)
+            for key, shape in shapes.items()
         }
-        size = (manifest.images, HASH_BYTES)
-        hashes = plain_array(file, "hashes", size, "|u1") if "hashes" in file else None
+        for path, group, shapes in _members(manifest)
+    }
+    size = (manifest.images, HASH_BYTES)
+    hashes = _array(data, blocks, "/hashes", size, "|u1") if "/hashes" in blocks else None
     return PatchContent(manifest, weights, hashes, schema)
+
+
+def _require_apart(blocks: Mapping[str, Mapping[str, Any]]) -> None:
+    """Check that no two arrays share their bytes."""
+    end, before = 0, ""
+    for path in sorted((path for path in blocks if blocks[path]), key=lambda path: blocks[path]["offset"]):
+        start, size = blocks[path]["offset"], _size(blocks[path])
+        require(not size or start >= end, f"'{before}' and '{path}' share their bytes")
+        end, before = (start + size, path) if size else (end, before)
+
+
+def _size(block: Mapping[str, Any]) -> int:
+    return math.prod(block["shape"]) * np.dtype(block["dtype"]).itemsize
+
+
+def _array(
+    data: bytes, blocks: Mapping[str, Mapping[str, Any]], path: str, shape: tuple[int, ...] | None, dtype: str
+) -> np.ndarray:
+    """Return the array at `path` from the bytes of the file, if it has that shape (None: any list) and type."""
+    block = blocks.get(path)
+    require(bool(block), f"it lacks the array '{path}'")
+    assert block is not None
+    fits = len(block["shape"]) == 1 if shape is None else tuple(block["shape"]) == shape
+    require(fits, f"'{path}' has shape {tuple(block['shape'])}; expected {shape or '(n,)'}")
+    require(block["dtype"] == dtype, f"'{path}' has type {block['dtype']}; expected plain {dtype}")
+    count = math.prod(block["shape"])
+    offset = block["offset"] if count else 0
+    return np.frombuffer(data, dtype, count, offset).reshape(block["shape"]).copy()
+
+
+def _weights(data: bytes, blocks: Mapping[str, Mapping[str, Any]], path: str, shape: tuple[int, ...]) -> np.ndarray:
+    values = _array(data, blocks, path, shape, "<f4")
+    require(bool(np.isfinite(values).all()), f"'{path}' holds values that are not finite")
+    return values
 
 
 def _decode_manifest(stored: bytes, schema: int) -> Manifest:
@@ -211,10 +239,3 @@ def _decode_manifest(stored: bytes, schema: int) -> Manifest:
         canonical(manifest, schema) == text, "manifest: not in canonical form, such as with a key missing or repeated"
     )
     return manifest
-
-
-def _decode_fixer(group: h5py.Group, shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-    weights = {key: plain_array(group, key.replace("/", "."), shape, "<f4") for key, shape in shapes.items()}
-    for key, values in weights.items():
-        require(bool(np.isfinite(values).all()), f"'{group.name}': {key} holds values that are not finite")
-    return weights

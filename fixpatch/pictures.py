@@ -112,6 +112,13 @@ def require_one_shape(shapes: Mapping[tuple[int, ...], str], place: str) -> None
         raise DataError(message, "The model takes any size, but images of one set must share one: resize them.")
 
 
+def scale(x: np.ndarray, input_range: tuple[float, float]) -> np.ndarray:
+    """Return images, uint8 in 0..255 or floats in [0, 1], as float32 with black and white at the ends of a range."""
+    low, high = input_range
+    unit = x.astype(np.float32) / np.float32(255 if x.dtype == np.uint8 else 1)
+    return unit * np.float32(high - low) + np.float32(low)
+
+
 def as_levels(x: np.ndarray) -> np.ndarray | None:
     """Return float32 images in [0, 1] as uint8 if all values are k / 255 up to float32 rounding, else None."""
     levels = np.rint(x * 255)

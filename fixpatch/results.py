@@ -68,6 +68,43 @@ class ModelFacts:
 
 
 @dataclass(frozen=True)
+class LayerDrift:
+    """How far a layer's features move when the images are attacked.
+
+    Attributes:
+        drift: l2 distance of the adversarial from the clean features over the norm of the clean ones, mean over images.
+        cost: Parameters of a fixer there.
+    """
+
+    path: str
+    drift: float
+    cost: int
+
+
+@dataclass(frozen=True)
+class DriftFacts:
+    """Drift of every layer after which a fixer can sit, under one attack on the base.
+
+    Attributes:
+        n: Number of images.
+        attack: Name and budget.
+        clean, attacked: The base's accuracy on these images; where the attack fails, drift says little.
+        layers: In forward order.
+        chosen: Where `--split auto` puts fixers, in forward order.
+        cached: How many pairs came from the cache.
+    """
+
+    n: int
+    seed: int
+    attack: dict[str, Any]
+    clean: Rate
+    attacked: Rate
+    layers: tuple[LayerDrift, ...]
+    chosen: tuple[str, ...]
+    cached: int = 0
+
+
+@dataclass(frozen=True)
 class EpochFacts:
     """One epoch of training: mean loss per pair, and hold-out figures where there is a hold-out."""
 
@@ -89,6 +126,7 @@ class TrainingFacts:
         trainable, parameters: Parameters of the fixers, and of base and fixers together.
         seconds: Wall time of each stage.
         cached: How many training pairs came from the cache.
+        splits: Where the fixers sit.
     """
 
     measured_on: str
@@ -103,6 +141,40 @@ class TrainingFacts:
     seconds: dict[str, float]
     warnings: tuple[str, ...] = ()
     cached: int = 0
+    splits: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class WrittenModel:
+    """A model in a file or folder that was opened again and gave the answers that it has in Keras.
+
+    Attributes:
+        format: One of `config.FORMATS`.
+        bytes: Size of the file, or of all files in the folder.
+        compared: On how many images.
+        difference: The largest between the outputs.
+    """
+
+    out: str
+    format: str
+    bytes: int
+    compared: int
+    difference: float
+
+
+@dataclass(frozen=True)
+class ApplyFacts(WrittenModel):
+    """What `apply` wrote.
+
+    Attributes:
+        compared_on: `given` images, those of the patch's `training`, or `random` ones.
+        base: The base's fingerprint.
+    """
+
+    compared_on: str
+    base: str
+    patches: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -125,7 +125,7 @@ def read_npz(path: Path, model_classes: int, classes: Sequence[str] | None) -> S
     Raises:
         DataError: The file is damaged or incomplete, or its arrays cannot be used.
     """
-    with _reading(path):
+    with reading(path):
         if not zipfile.is_zipfile(path):
             raise ValueError("it is no zip archive")
         with np.load(path, allow_pickle=False) as file:
@@ -145,7 +145,7 @@ def read_npz(path: Path, model_classes: int, classes: Sequence[str] | None) -> S
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[None]:
+def reading(path: Path) -> Iterator[None]:
     """Turn what a damaged archive raises, which is nearly anything, into a DataError."""
     try:
         yield
@@ -175,7 +175,7 @@ def _parts(member: IO[bytes], shape: tuple[int, ...], dtype: np.dtype, path: Pat
     for start in range(0, shape[0], PART):
         rows = min(PART, shape[0] - start)
         size = rows * math.prod(image) * dtype.itemsize
-        with _reading(path):
+        with reading(path):
             part = member.read(size)
             if len(part) < size:
                 raise ValueError("x ends too early")

@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,12 @@ import keras
 import numpy as np
 
 from fixpatch.basecheck import measure_base, read_images
-from fixpatch.cache import Cache, open_cache
+from fixpatch.cache import Cache, Shelf, open_cache
 from fixpatch.classifier import KerasClassifier
 from fixpatch.config import Recipe, build_recipe
 from fixpatch.craft import SHARD, Pairs, craft_pairs
 from fixpatch.data import ImageSet
+from fixpatch.drift import auto_count, explain, measure_drift
 from fixpatch.errors import SettingError
 from fixpatch.files import require_room
 from fixpatch.fit import fit_modules
@@ -44,7 +45,7 @@ PACKAGES = (
 def train(
     base: Base,
     data: str | Path | ImageSet,
-    splits: Sequence[str],
+    splits: str | Sequence[str],
     *,
     attack: str = "autopgd",
     classes: Sequence[str] | None = None,
@@ -56,6 +57,7 @@ def train(
 
     Args:
         data: A folder with a folder per class, an npz file, or images in memory.
+        splits: Layer names, or `auto` or `auto:3` for so many (2) chosen by measurement.
         attack: A name of the paper's.
         classes: Class names in the model's order, where sorted folder names are not.
         cache: Folder of the pair cache, True for the user's own, False for none.
@@ -96,14 +98,56 @@ def train_recipe(
     Raises:
         SettingError: `resume` with other settings, images or base than the interrupted run's.
     """
-    places = choose_places(base.model, recipe.splits, base.name)
+    count = require_splits(base, recipe.splits)
     listener = listener or Listener()
     base = measure_base(base, images)
+    if count:
+        recipe = replace(recipe, splits=_measured_splits(base, images, recipe, count, folder, cache, listener))
     if resume and not (folder / NOTE).exists():
         listener.say(f"nothing to go on with in '{folder}'; starting anew")
     _claim_folder(folder, recipe, base, images, resume)
+    places = choose_places(base.model, recipe.splits, base.name)
     modules = build_modules(base.model, places, recipe.fixer, recipe.training.seed)
     return _train(base, images, recipe, modules, keep_hashes, folder, cache, listener)
+
+
+def require_splits(base: Base, splits: Sequence[str]) -> int | None:
+    """Check `splits` and return how many places measurement has to choose; None where they are named.
+
+    Raises:
+        ModelError: No fixer can sit after one of them.
+        SettingError: `auto` with a wrong number, or beside names.
+    """
+    count = auto_count(splits, base)
+    if count is None:
+        choose_places(base.model, splits, base.name)
+    return count
+
+
+def _measured_splits(
+    base: Base,
+    images: ImageSet,
+    recipe: Recipe,
+    count: int,
+    folder: Path,
+    cache: Cache | None,
+    listener: Listener,
+) -> tuple[str, ...]:
+    """Choose places; pairs lie with the run's own, so that what goes on after an interruption chooses the same."""
+    (folder / "pairs").mkdir(parents=True, exist_ok=True)
+    facts = measure_drift(
+        base,
+        images,
+        recipe.attack,
+        count=count,
+        fixer=recipe.fixer,
+        seed=recipe.training.seed,
+        shelf=Shelf(folder / "pairs"),
+        cache=cache,
+        listener=listener,
+    )
+    listener.say(explain(facts))
+    return facts.chosen
 
 
 def _train(
@@ -139,6 +183,7 @@ def _train(
         seconds=seconds,
         warnings=_warnings(figures),
         cached=pairs.cached,
+        splits=tuple(modules),
     )
     content = _content(
         base, images, recipe, modules, len(keep), figures, images.hashes()[keep] if keep_hashes else None

@@ -1,26 +1,20 @@
-"""Is this file what it claims to be? Told by its content, before Keras sees it."""
+"""Is this file what it claims to be? Told by its content, not its name."""
 
 from __future__ import annotations
 
-import math
 import re
 import zipfile
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from fixpatch.errors import ModelError, did_you_mean
-
-if TYPE_CHECKING:
-    import h5py
-    import numpy as np
 
 PATCH_MAGIC = b"fixpatch patch\n"
 ZIP_MAGIC = b"PK\x03\x04"
 EMPTY_ZIP_MAGIC = b"PK\x05\x06"
 HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 KERAS_MEMBERS = ("config.json", "metadata.json", "model.weights.h5")
+SUFFIXES = {"keras": ".keras", "h5": ".h5"}
 MODEL_SUFFIXES = (".keras", ".h5", ".hdf5")
 EXPECTED = "expected a .keras or .h5 model that Keras saved"
 SAVE_WHOLE = "Save the whole model where it was made: `model.save('model.keras')`."
@@ -28,6 +22,7 @@ SAVED_MODEL_REMEDY = (
     "Load it where it was made, or with tf-keras, and save it as .keras: `model.save('model.keras')`. "
     "A `keras.layers.TFSMLayer` around it cannot be patched: it has no layers to graft onto."
 )
+NOT_LOADED = "Is it complete? The author's own layers need --import; plain operations in HDF5 cannot be loaded."
 
 
 @dataclass(frozen=True)
@@ -65,6 +60,11 @@ SIGNATURES: tuple[tuple[bytes, Kind], ...] = (
 )
 
 
+def brief(error: Exception) -> str:
+    """Return the first line of what an error says, or its kind where it says nothing."""
+    return str(error).strip().split("\n")[0][:300] or type(error).__name__
+
+
 def kind_by_signature(start: bytes) -> Kind | None:
     """Return the kind of file that begins with `start` (32 bytes do), or None where no signature fits."""
     return next((kind for pattern, kind in SIGNATURES if re.match(pattern, start, re.DOTALL)), None)
@@ -87,16 +87,20 @@ def looks_like(data: bytes) -> str:
     return kind.name if kind else ""
 
 
-def model_format(path: Path) -> str:
+def model_format(path: Path, name: str) -> str:
     """Tell by content in which format a Keras model is stored.
+
+    Args:
+        name: What to call the file in an error.
 
     Returns:
         `keras` (zip archive) or `h5` (HDF5).
 
     Raises:
-        ModelError: The file is missing, damaged or something else; the hint says what to do.
+        ModelError: The file is damaged or something else; the hint says what to do.
     """
-    start = _start_of(path)
+    with path.open("rb") as file:
+        start = file.read(64)
     if start.startswith((ZIP_MAGIC, EMPTY_ZIP_MAGIC)):
         fault = _fault_of_zip(path)
         form = "keras"
@@ -106,25 +110,37 @@ def model_format(path: Path) -> str:
     else:
         fault = kind_by_signature(start) or Kind("not a Keras model")
     if fault:
-        raise ModelError(f"'{path}' is {fault.name}; {EXPECTED}.", fault.remedy)
+        raise ModelError(f"'{name}' is {fault.name}; {EXPECTED}.", fault.remedy)
     return form
 
 
-def _start_of(path: Path) -> bytes:
-    """Return the first bytes of a file that exists and is not empty."""
+def require_file(path: Path) -> int:
+    """Return the size of a file that is there and holds something.
+
+    Raises:
+        ModelError: There is none, or it is a folder; the hint names the files beside it.
+    """
     try:
         if path.is_dir():
             kind = _kind_of_folder(path)
             raise ModelError(f"'{path}' is {kind.name}; {EXPECTED}.", kind.remedy)
         if not path.is_file():
             raise ModelError(f"There is no model file '{path}'.", hint_for_missing(path, MODEL_SUFFIXES))
-        with path.open("rb") as file:
-            start = file.read(64)
-    except OSError as error:
-        raise ModelError(f"Cannot read '{path}': {error.strerror}.", "Check its permissions.") from error
-    if not start:
+        size = path.stat().st_size
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ModelError(f"Cannot read '{path}': {reason}.", "Check its name and permissions.") from error
+    if not size:
         raise ModelError(f"'{path}' is empty; {EXPECTED}.", FETCH_AGAIN)
-    return start
+    return size
+
+
+def is_saved_model(path: Path) -> bool:
+    """Tell whether `path` is the folder of a SavedModel."""
+    try:
+        return (path / "saved_model.pb").is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def _kind_of_folder(path: Path) -> Kind:
@@ -175,7 +191,7 @@ def _kind_of_zip(names: list[str], missing: list[str]) -> Kind:
 
 def _fault_of_hdf5(path: Path) -> Kind | None:
     """Return what is wrong with an HDF5 file as a Keras model, or None."""
-    import h5py  # 0.1 s that a .keras file does not need
+    import h5py
 
     try:
         # Reading needs no lock, and some network file systems refuse one.
@@ -188,82 +204,3 @@ def _fault_of_hdf5(path: Path) -> Kind | None:
     if "layer_names" in attributes or members & {"layers", "_layer_checkpoint_dependencies", "model_weights", "vars"}:
         return WEIGHTS
     return Kind("an HDF5 file, but no Keras model")
-
-
-def require_members(group: h5py.Group, names: Iterable[str]) -> None:
-    """Check that `group` holds exactly `names`, each by a hard link, and no attribute.
-
-    Raises:
-        ValueError: It holds something else.
-    """
-    import h5py
-
-    expected, found = set(names), set(group)
-    if found != expected:
-        odd = ", ".join(repr(name) for name in sorted(found ^ expected)[:5])
-        raise ValueError(f"group '{group.name}' holds {len(found)} members where {len(expected)} belong; odd: {odd}")
-    for name in sorted(expected):
-        # `group[name]` would already follow a soft or external link.
-        if not isinstance(group.get(name, getlink=True), h5py.HardLink):
-            raise ValueError(f"'{name}' in group '{group.name}' is no hard link")
-    _require_single(group)
-
-
-def plain_group(group: h5py.Group, name: str, names: Iterable[str]) -> h5py.Group:
-    """Return the member group `name`, checked to hold exactly `names`; `require_members` has seen its link.
-
-    Raises:
-        ValueError: It is no group, or holds something else.
-    """
-    import h5py
-
-    member = group[name]
-    if not isinstance(member, h5py.Group):
-        raise ValueError(f"'{member.name}' is no group")
-    require_members(member, names)
-    return member
-
-
-def plain_array(group: h5py.Group, name: str, shape: tuple[int, ...] | None, dtype: str) -> np.ndarray:
-    """Read the dataset `name` if it is stored as one plain block of exactly its size.
-
-    Args:
-        group: The group that holds it.
-        name: Its name there; `require_members` has seen its link.
-        shape: Shape that it has to have; None accepts any list.
-        dtype: `<f4` or `|u1`.
-
-    Raises:
-        ValueError: It is no dataset, or of another shape, type or layout.
-    """
-    import h5py
-
-    dataset = group[name]
-    if not isinstance(dataset, h5py.Dataset):
-        raise ValueError(f"'{dataset.name}' is no dataset")
-    _require_single(dataset)
-    fits = dataset.ndim == 1 if shape is None else dataset.shape == shape
-    if not fits or dataset.maxshape != dataset.shape:
-        raise ValueError(
-            f"'{dataset.name}' has shape {dataset.shape}, at most {dataset.maxshape}; expected {shape or '(n,)'}"
-        )
-    kind, plan = dataset.id.get_type(), dataset.id.get_create_plist()
-    if not kind.equal(h5py.h5t.py_create(dtype)) or kind.committed():
-        raise ValueError(f"'{dataset.name}' has type {dataset.dtype.str}; expected plain {dtype}")
-    if plan.get_layout() != h5py.h5d.CONTIGUOUS or plan.get_nfilters() or plan.get_external_count():
-        raise ValueError(f"'{dataset.name}' is chunked, filtered, virtual or elsewhere; expected one plain block")
-    size = math.prod(dataset.shape) * kind.get_size()
-    if dataset.id.get_storage_size() != size or size > group.file.id.get_filesize():
-        raise ValueError(f"'{dataset.name}' stores {dataset.id.get_storage_size()} bytes; expected {size}")
-    values: np.ndarray = dataset[()]
-    return values
-
-
-def _require_single(member: h5py.Group | h5py.Dataset) -> None:
-    """Raise ValueError where `member` has attributes, or is reached by more than one link."""
-    import h5py
-
-    if h5py.h5a.get_num_attrs(member.id):
-        raise ValueError(f"'{member.name}' has attributes; expected none")
-    if h5py.h5o.get_info(member.id).rc != 1:
-        raise ValueError(f"'{member.name}' is linked more than once")

@@ -21,7 +21,7 @@ import fixpatch
 
 # Loaded here: ART resets logging at import, which closes the stream that absl took from pytest if CliRunner's
 # stands in for it at that time.
-from fixpatch import demo, evaluate, train  # noqa: F401
+from fixpatch import demo, evaluate, quarantine, train  # noqa: F401
 from fixpatch.basecheck import read_images
 from fixpatch.cli import app
 from fixpatch.config import build_recipe
@@ -288,7 +288,7 @@ OUTPUTS = [
     (f"{TRAIN} --save-model other.keras", "'other.keras' exists already", "--force"),
     ("apply model.keras patch.h5 -o other.keras", "'other.keras' exists already", "--force"),
     ("apply model.keras patch.h5 -o ./model.keras --force", "cannot be written: it is 'model.keras' too", "--out"),
-    ("apply model.keras patch.h5 -o new.txt", "'new.txt' does not end in .keras or .h5", "suffixes"),
+    ("apply model.keras patch.h5 -o new.txt", "'new.txt' ends in none of .keras, .h5", "--format"),
     ("apply model.keras patch.h5 -o nowhere/new.keras", "does not exist", ""),
     ("apply model.keras patch.h5 --delta 1.5", "--delta is 1.5; it has to be from 0 to 1", ""),
     ("apply model.keras patch.h5 --only res_blok_1", "res_blok_1", "Did you mean 'res_block_1'"),
@@ -313,11 +313,24 @@ def largest_file(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
+def test_no_space_for_a_copy_of_the_model() -> None:
+    with largest_file(5_000):
+        refused("inspect model.keras", "Cannot copy 'model.keras' to", "TMPDIR")
+
+
+@pytest.fixture
+def copied() -> None:
+    """The private copy of the model is there already."""
+    quarantine.begin(Path("model.keras"))
+
+
+@pytest.mark.usefixtures("copied")
 def test_no_space_for_the_model() -> None:
     with largest_file(100_000):
         refused("apply model.keras patch.h5 -o new.keras", "Cannot write 'new.keras'", "Free some space")
 
 
+@pytest.mark.usefixtures("copied")
 @pytest.mark.parametrize("size", [500, 5_000])
 def test_no_space_for_the_run(size: int) -> None:
     with largest_file(size):

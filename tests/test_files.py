@@ -113,6 +113,31 @@ def test_folder_and_missing_folder_are_refused(tmp_path: Path) -> None:
     require_free(tmp_path / "out.h5", force=False)
 
 
+def test_folder_is_replaced_whole_or_stays(tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    for text in ("first", "second"):
+        with written_whole(path, force=True, folder_with="mark") as beside:
+            beside.mkdir()
+            (beside / "mark").write_text(text)
+            (beside / text).write_text(text)
+    with pytest.raises(ValueError, match="x"), written_whole(path, force=True, folder_with="mark") as beside:
+        beside.mkdir()
+        raise ValueError("x")
+    assert sorted(file.name for file in path.iterdir()) == ["mark", "second"]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_folder_needs_its_mark_to_be_replaced(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(SettingError, match="exists already"):
+        require_free(tmp_path / "out", force=False, folder_with="mark")
+    for name in ("out", "file"):
+        with pytest.raises(SettingError, match="has no 'mark'; it is not replaced"):
+            require_free(tmp_path / name, force=True, folder_with="mark")
+    require_free(tmp_path / "new", force=False, folder_with="mark")
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_folder_without_permission(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)

@@ -22,12 +22,13 @@ MODEL = {"classes", "input_shape", "input_range", "input_range_source", "data_fo
 MODEL |= {"parameters", "fingerprint", "layers"}
 LAYER = {"path", "kind", "shape", "non_negative", "cost", "share", "reason"}
 TRAINING = {"measured_on", "base_clean", "base_robust", "patch_clean", "patch_robust", "trainable", "parameters"}
-TRAINING |= {"best_epoch", "history", "seconds", "warnings", "cached"}
+TRAINING |= {"best_epoch", "history", "seconds", "warnings", "cached", "splits"}
 EPOCH = {"epoch", "loss", "distill", "clean", "robust", "val_clean", "val_robust"}
 EVALUATION = {"n", "seed", "images", "overlap", "scores", "worst", "warnings", "seconds", "cached"}
 SCORE = {"model", "attacker", "attack", "eps", "norm", "steps", "restarts", "attack_labels", "seed", "accuracy"}
 SCORE |= {"robust_accuracy", "accuracy_base_right", "robust_accuracy_base_right", "parts_mean", "parts_std"}
 SCORE |= {"parts_mean_base_right", "parts_std_base_right", "loss", "precision"}
+APPLY = {"out", "format", "bytes", "compared", "compared_on", "difference", "base", "patches", "warnings"}
 CRAFT = {"out", "n", "attacker", "attack", "seed", "clean", "adversarial", "cached", "seconds"}
 CACHE = {"folder", "entries", "bytes", "cap_bytes", "oldest_use", "newest_use"}
 PATCH = {"schema", "splits", "fixer", "attack", "data", "training", "base", "class_names", "input_range", "images"}
@@ -109,12 +110,16 @@ def test_train(results: dict[str, Any], place: Path) -> None:
     assert set(result["seconds"]) == {"crafting", "training"}
 
 
-def test_apply(results: dict[str, Any]) -> None:
-    assert results["apply"] == {
-        "out": "patched.keras",
-        "base": results["inspect"]["fingerprint"],
-        "patches": ["patch.h5"],
+def test_apply(results: dict[str, Any], place: Path) -> None:
+    result = results["apply"]
+    assert set(result) == APPLY
+    assert {name: result[name] for name in ("out", "format", "patches", "compared", "compared_on", "warnings")} == {
+        **{"out": "patched.keras", "format": "keras", "patches": ["patch.h5"]},
+        **{"compared": 16, "compared_on": "training", "warnings": []},
     }
+    assert result["base"] == results["inspect"]["fingerprint"]
+    assert result["bytes"] == (place / "patched.keras").stat().st_size
+    assert 0 <= result["difference"] < 1e-5
 
 
 def test_eval(results: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -212,14 +213,42 @@ def test_two_patches_stack() -> None:
     assert apply_patches(base, []) is base.model
 
 
+def test_three_patches_stack_in_any_order() -> None:
+    base = as_base(model())
+    patches = [make(base, (split,), seed) for seed, split in enumerate(("a", "inner/c", "vector"))]
+    together = outputs(apply_patches(base, patches))
+
+    for order in itertools.permutations(patches):
+        assert np.array_equal(outputs(apply_patches(base, order)), together)
+    for pair in itertools.combinations(patches, 2):
+        assert not np.array_equal(outputs(apply_patches(base, pair)), together)
+
+
+def test_one_patch_of_several_for_another_base_is_named() -> None:
+    base, other = as_base(model()), as_base(model(bias=1e-3))
+    patches = [make(base, ("a",)), make(base, ("b",)), make(other, ("vector",))]
+    with pytest.raises(PatchError, match="Patch 3 of 3 was made for a base with fingerprint"):
+        apply_patches(base, patches)
+
+
+def test_patches_for_other_input_ranges_clash() -> None:
+    base = as_base(model())
+    patches = [make(base, ("a",)), make(base.with_range((0, 255), "given"), ("b",))]
+    with pytest.raises(PatchError, match="trained on images from 0 to 1, and from 0 to 255") as caught:
+        apply_patches(base, patches)
+    assert caught.value.hint == "Apply one of them."
+
+
 def test_two_patches_on_one_split_clash() -> None:
     base = as_base(model())
     first, second = make(base, ("a", "b")), make(base, ("b", "vector"), seed=2)
-    with pytest.raises(PatchError, match="Two patches have a fixer after 'b'") as caught:
+    with pytest.raises(PatchError, match="Two patches have a fixer after 'b': numbers 1 and 2 of 2") as caught:
         apply_patches(base, [first, second])
     assert "--only" in caught.value.hint
     with pytest.raises(PatchError, match="after 'b'"):
         apply_patches(base, [first, second], only=["b"])
+    with pytest.raises(PatchError, match="numbers 1 and 3 of 3"):
+        apply_patches(base, [first, make(base, ("inner/c",)), second])
     # The hint works.
     patched = apply_patches(base, [first, second], only=["a", "vector"])
     assert not np.array_equal(outputs(patched), outputs(first.apply(base, only=["a"])))

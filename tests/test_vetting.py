@@ -17,7 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fixpatch.errors import ModelError
-from fixpatch.vetting import KERAS_MEMBERS, PATCH_MAGIC, looks_like, model_format
+from fixpatch.quarantine import admitted
+from fixpatch.vetting import KERAS_MEMBERS, PATCH_MAGIC, looks_like
 
 SAVE_WITH_KERAS = """
 import os, sys
@@ -49,10 +50,16 @@ def zip_of(*names: str) -> bytes:
     return buffer.getvalue()
 
 
+def format_of(path: Path) -> str:
+    """Return the format that a model file was found to have."""
+    with admitted(path) as copy:
+        return copy.suffix.removeprefix(".")
+
+
 def refusal(path: Path) -> ModelError:
     """Return the error that `path` gives as a model."""
     with pytest.raises(ModelError) as caught:
-        model_format(path)
+        format_of(path)
     assert str(path) in caught.value.message
     assert caught.value.hint
     return caught.value
@@ -60,14 +67,14 @@ def refusal(path: Path) -> ModelError:
 
 class TestSavedByKeras:
     def test_models(self, saved: Path) -> None:
-        assert model_format(saved / "model.keras") == "keras"
-        assert model_format(saved / "model.h5") == "h5"
+        assert format_of(saved / "model.keras") == "keras"
+        assert format_of(saved / "model.h5") == "h5"
 
     def test_name_does_not_matter(self, saved: Path, tmp_path: Path) -> None:
         (tmp_path / "model.h5").write_bytes((saved / "model.keras").read_bytes())
         (tmp_path / "model.keras").write_bytes((saved / "model.h5").read_bytes())
-        assert model_format(tmp_path / "model.h5") == "keras"
-        assert model_format(tmp_path / "model.keras") == "h5"
+        assert format_of(tmp_path / "model.h5") == "keras"
+        assert format_of(tmp_path / "model.keras") == "h5"
 
     def test_weights_only(self, saved: Path) -> None:
         error = refusal(saved / "model.weights.h5")
@@ -91,13 +98,13 @@ class TestSavedByKeras:
     def test_damaged_files_raise_nothing_else(self, saved: Path, tmp_path: Path, name: str) -> None:
         rng = np.random.default_rng(0)
         data = (saved / name).read_bytes()
-        for _ in range(100):
+        for _ in range(40):
             damaged = bytearray(data)
             for position in rng.integers(0, len(data), 20):
                 damaged[position] = rng.integers(0, 256)
             (tmp_path / name).write_bytes(damaged)
             try:
-                assert model_format(tmp_path / name) in ("keras", "h5")
+                assert format_of(tmp_path / name) in ("keras", "h5")
             except ModelError as error:
                 assert error.hint
 

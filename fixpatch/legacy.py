@@ -1,0 +1,149 @@
+"""Put the configuration of a model that Keras 1 or 2 wrote into words that Keras 3 reads.
+
+Keras 3 loads HDF5 files of Keras 2 only in part: it stops at settings that it dropped, at the dtype policies of mixed
+precision, at calls of nested models, at tensors in keyword arguments and at slashes in names.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import h5py
+
+MODELS = frozenset({"Model", "Functional", "Sequential"})
+# Settings that Keras 3 has no more, by a part of the class's name, with the values at which leaving them out changes
+# nothing. What only matters in training goes at any value.
+ANY = object()
+DROPPED: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
+    (("Transpose", "Depthwise", "Separable"), {"groups": 1}),
+    (("Separable",), dict.fromkeys(("kernel_initializer", "kernel_regularizer", "kernel_constraint"), ANY)),
+    (("LSTM", "GRU", "RNN"), {"time_major": False}),
+    (("Random",), {"rng_type": ANY}),
+    (("MultiHeadAttention",), dict.fromkeys(("query_shape", "key_shape", "value_shape"), ANY)),
+    (("MultiHeadAttention",), {"softmax_robust_masking": False}),
+    (("SpatialDropout",), {"noise_shape": ANY, "trainable": ANY}),
+    (("Discretization",), {"trainable": ANY}),
+    (("Embedding",), {"batch_input_shape": ANY, "input_length": ANY}),
+)
+Config = dict[str, Any]
+
+
+def is_old(version: str) -> bool:
+    """Tell by the version of Keras that a file names whether its configuration is an old one; none named, it is."""
+    return not version[:1].isdigit() or int(version.partition(".")[0]) < 3
+
+
+def renew_file(path: Path) -> bool:
+    """Write a new configuration into an HDF5 file of Keras 1 or 2, and tell whether it was one.
+
+    Args:
+        path: A copy of one's own, found safe to open.
+    """
+    with h5py.File(path, "r+") as file:
+        if not is_old(_text(file.attrs.get("keras_version", ""))):
+            return False
+        file.attrs["model_config"] = json.dumps(modernise(json.loads(_text(file.attrs["model_config"]))))
+        file.attrs["keras_version"] = "3"
+    return True
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def modernise(config: Config) -> Config:
+    """Return the configuration of a whole model, as Keras 1 or 2 wrote it, for Keras 3.
+
+    Args:
+        config: With `class_name` and `config`; it is not changed.
+    """
+    fresh = copy.deepcopy(config)
+    _renew(fresh)
+    return fresh
+
+
+def _renew(layer: Config) -> None:
+    """Change one layer, or a model with all its layers, in place."""
+    if "name" in layer:
+        layer["name"] = _own_name(layer["name"])
+    if "name" in layer["config"]:
+        layer["config"]["name"] = _own_name(layer["config"]["name"])
+    if layer["class_name"] in MODELS:
+        _renew_model(layer)
+        return
+    kind, settings = layer["class_name"], layer["config"]
+    for parts, dropped in DROPPED:
+        if any(part in kind for part in parts):
+            for name, value in dropped.items():
+                if name in settings and (value is ANY or settings[name] == value):
+                    del settings[name]
+    policy = settings.get("dtype")
+    if isinstance(policy, dict) and policy.get("class_name") in ("Policy", "PolicyV1"):
+        settings["dtype"] = policy["config"]["name"]
+    for name in ("layer", "backward_layer", "cell"):  # of TimeDistributed, Bidirectional, RNN
+        if isinstance(settings.get(name), dict) and "class_name" in settings[name]:
+            _renew(settings[name])
+
+
+def _renew_model(model: Config) -> None:
+    if isinstance(model["config"], list):  # a Sequential before Keras 2.2.3 has no name
+        model["config"] = {"name": "sequential", "layers": model["config"]}
+    settings = model["config"]
+    models = [layer for layer in settings["layers"] if _is_named_model(layer)]
+    inner = {_own_name(layer["config"]["name"]): layer["class_name"] for layer in models}
+    for layer in settings["layers"]:
+        _renew(layer)
+        if "inbound_nodes" in layer:
+            layer["inbound_nodes"] = [_renew_call(node, inner) for node in layer["inbound_nodes"]]
+    # There Keras 3 counts back the node of a Functional itself.
+    sequential = {name: kind for name, kind in inner.items() if kind == "Sequential"}
+    for name in ("input_layers", "output_layers"):
+        if name in settings:
+            _count_from_zero(settings[name], sequential)
+            if len(settings[name]) == 1:  # Keras 3 would take it for a model of lists
+                settings[name] = settings[name][0]
+
+
+def _own_name(name: Any) -> Any:
+    return name.replace("/", "_") if isinstance(name, str) else name
+
+
+def _is_named_model(layer: Config) -> bool:
+    return layer["class_name"] in MODELS and isinstance(layer["config"], dict)
+
+
+def _renew_call(node: Any, inner: dict[str, str]) -> Any:
+    """Return a call's node; one with tensors among its keywords in the form of Keras 3, which has no other for it."""
+    if not isinstance(node, list) or not node or not isinstance(node[0], list):
+        return node  # a plain TensorFlow operation, which Keras 3 does not have
+    _count_from_zero(node, inner)
+    keywords = node[0][3] if len(node[0]) > 3 else {}
+    if not any(_is_tensor(value) for value in keywords.values()):
+        return node
+    inputs = [_tensor(entry) for entry in node]
+    kept = {name: _tensor(value) if _is_tensor(value) else value for name, value in keywords.items()}
+    return {"args": [inputs[0] if len(inputs) == 1 else inputs], "kwargs": kept}
+
+
+def _count_from_zero(value: Any, inner: dict[str, str]) -> None:
+    """Take one off the node of every tensor that a nested model made: Keras 2 counted its own graph as call 0."""
+    if isinstance(value, list) and _is_tensor(value[:3]):
+        value[0] = _own_name(value[0])
+        value[1] -= value[0] in inner
+        value = value[3:]
+    for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _count_from_zero(part, inner)
+
+
+def _is_tensor(value: Any) -> bool:
+    """Tell whether `value` is `[layer, node, output]`."""
+    return isinstance(value, list) and len(value) == 3 and [type(part) for part in value] == [str, int, int]
+
+
+def _tensor(entry: list) -> Config:
+    # Only the history counts: Keras puts the tensor that the call made in its place.
+    history = {"shape": [None], "dtype": "float32", "keras_history": entry[:3]}
+    return {"class_name": "__keras_tensor__", "config": history}

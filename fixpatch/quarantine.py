@@ -1,0 +1,291 @@
+"""Keep a file apart until it was found safe to open: a private copy, which another process (`examiner`) looks at."""
+
+from __future__ import annotations
+
+import atexit
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fixpatch.errors import ModelError, UnsafeError
+from fixpatch.files import is_full, require_room
+from fixpatch.ownclasses import import_classes
+from fixpatch.vetting import FETCH_AGAIN, SUFFIXES, is_saved_model, require_file
+
+LARGEST = 2**33
+ROOT = Path(__file__).parents[1]
+# The folder of this package comes last, and the working directory, which may be a stranger's, not at all.
+START = "import runpy, sys; sys.path.append(sys.argv[-1]); runpy.run_module('fixpatch.examiner', run_name='__main__')"
+ONCE_SECONDS = 600
+MORE_ROOM = "Free some space, or let TMPDIR name another folder."
+Job = dict[str, Any]
+
+
+@dataclass
+class Question:
+    """A job that the examiner has, and what it said."""
+
+    job: Job
+    said: Job | None = None
+
+
+@dataclass
+class Examiner:
+    """The process that looks at files; it starts with the first job, and anew where it has gone."""
+
+    process: subprocess.Popen | None = None
+    owner: int = 0
+    anew: bool = False
+    waiting: deque[Question] = field(default_factory=deque)
+
+    def hand(self, job: Job) -> Question:
+        """Hand in a job without waiting for it."""
+        if not self.waiting and not self._lives():
+            self._begin_anew()
+        question = Question(job)
+        self.waiting.append(question)
+        self._send(job)
+        return question
+
+    def answer(self, question: Question) -> Job:
+        """Wait for what the examiner says of a job.
+
+        Raises:
+            UnsafeError: The file cannot be opened; says why.
+            ModelError: It is no model that fixpatch opens.
+        """
+        while question.said is None:
+            assert self.process is not None
+            assert self.process.stdout is not None
+            line = self.process.stdout.readline()
+            if line or self.anew:
+                self.waiting.popleft().said = json.loads(line) if line else {"reason": GONE}
+                self.anew = False
+            else:  # it may have ended, having had nothing to do, just when it got the job
+                self._begin_anew()
+                self.anew = True
+                for waiting in self.waiting:
+                    self._send(waiting.job)
+        return _told(question.said)
+
+    def _lives(self) -> bool:
+        # After a fork, the pipes are the other process's.
+        return self.process is not None and self.owner == os.getpid() and self.process.poll() is None
+
+    def _begin_anew(self) -> None:
+        self.close()
+        self.process, self.owner = _start("numpy"), os.getpid()
+
+    def _send(self, job: Job) -> None:
+        assert self.process is not None
+        assert self.process.stdin is not None
+        with suppress(BrokenPipeError):  # `answer` notices
+            self.process.stdin.write(json.dumps(job) + "\n")
+            self.process.stdin.flush()
+
+    def close(self) -> None:
+        """Let the process end."""
+        if self.process is not None and self.owner == os.getpid():
+            with suppress(BrokenPipeError), self.process:  # closes its input, and waits
+                pass
+        self.process = None
+
+
+GONE = "the process that looks at files has gone (was it stopped, or is memory short?)"
+EXAMINER = Examiner()
+
+
+def _start(backend: str, *options: str) -> subprocess.Popen:
+    """Start the examiner with as few threads as it needs: each would count as memory of its children."""
+    quiet = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    environment = {**os.environ, "KERAS_BACKEND": backend, "PYTHONDONTWRITEBYTECODE": "1", **quiet}
+    line = [sys.executable, "-P", "-c", START, *options, str(ROOT)]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(line, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True, env=environment)
+
+
+def _told(said: Job) -> Job:
+    if "fault" in said:
+        raise ModelError(_printable(said["fault"]), _printable(said["hint"]))
+    if "reason" in said:
+        raise UnsafeError(_printable(said["reason"]))
+    return dict(said["answer"])
+
+
+def _printable(text: str) -> str:
+    """Leave out what steers a terminal: names in a stranger's file are his."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)[:1000]
+
+
+def ask(job: Job) -> Job:
+    """Return the examiner's answer to a job; raises as `Examiner.answer` does."""
+    return EXAMINER.answer(EXAMINER.hand(job))
+
+
+@contextmanager
+def _as_model_error(name: str) -> Iterator[None]:
+    try:
+        yield
+    except UnsafeError as error:
+        raise ModelError(f"'{name}' cannot be opened: {error}.", FETCH_AGAIN) from error
+
+
+@dataclass
+class Guest:
+    """A model file on its way in.
+
+    Attributes:
+        copy: The private copy, the only file that is ever opened.
+        job: What the examiner was told of it.
+        building: The examiner builds the model, or has.
+    """
+
+    copy: Path
+    job: Job
+    digest: tuple[Any, ...]
+    building: Question | None = None
+
+    def settle(self) -> None:
+        """Wait until the file was found safe to open.
+
+        Raises:
+            ModelError: It was not.
+        """
+        if self.digest in _passed:
+            return
+        own = import_classes(self.job["imports"])
+        for module, kind in self.job.get("foreign", ()):
+            if kind not in own:
+                wanted = f"'{self.job['name']}' holds a {module}.{kind}, which is in none of the modules imported"
+                raise ModelError(f"{wanted} ({', '.join(self.job['imports'])}).", "--import names its module.")
+        with _as_model_error(self.job["name"]):
+            if self.building is None:
+                _told(_ask_once(self.job))
+            else:
+                EXAMINER.answer(self.building)
+        _passed[self.digest] = self.job["form"]
+
+    def leave(self) -> None:
+        """Remove the copy."""
+        shutil.rmtree(self.copy.parent, ignore_errors=True)
+
+
+_passed: dict[tuple[Any, ...], str] = {}
+_begun: dict[tuple[Any, ...], Guest] = {}
+
+
+def begin(path: Path, *, trust: bool = False, imports: Sequence[str] = ()) -> None:
+    """Take a model file in and look at it; building it goes on in the examiner until `admitted` asks.
+
+    Raises:
+        ModelError: It is not safe to open.
+    """
+    key = (path.absolute(), trust, tuple(imports))
+    if key not in _begun:
+        _begun[key] = _take_in(path, trust, tuple(imports))
+
+
+def dismiss() -> None:
+    """Let go of what was begun and not asked for."""
+    while _begun:
+        _begun.popitem()[1].leave()
+
+
+@contextmanager
+def admitted(path: Path, *, trust: bool = False, imports: Sequence[str] = ()) -> Iterator[Path]:
+    """Yield a private copy of a model file that was found safe to open, under a name whose suffix tells its format.
+
+    Raises:
+        ModelError: It was not, or there is no such file.
+        SettingError: A module in `imports` cannot be imported.
+    """
+    guest = _begun.pop((path.absolute(), trust, tuple(imports)), None) or _take_in(path, trust, tuple(imports))
+    try:
+        guest.settle()
+        yield guest.copy
+    finally:
+        guest.leave()
+
+
+def _take_in(path: Path, trust: bool, imports: tuple[str, ...]) -> Guest:
+    size = 0 if is_saved_model(path) else require_file(path)
+    if size > LARGEST:
+        raise ModelError(f"'{path}' has {size:,} bytes; expected at most {LARGEST:,}.", "Is it a model?")
+    folder = Path(tempfile.mkdtemp(prefix="fixpatch-"))
+    try:
+        require_room(folder, size, f"a private copy of '{path}'", MORE_ROOM)
+        return _examined(_copied(path, folder), str(path), trust, imports)
+    except BaseException as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(error, OSError):
+            full = is_full(error)
+            what = f"Cannot copy '{path}' to '{folder.parent}'" if full else f"Cannot read '{path}'"
+            raise ModelError(f"{what}: {error.strerror}.", MORE_ROOM if full else "Check its permissions.") from error
+        raise
+
+
+def _copied(path: Path, folder: Path) -> Path:
+    copy = folder / "model"
+    if is_saved_model(path):
+        from fixpatch.savedmodel import convert_saved_model
+
+        convert_saved_model(path, copy.with_suffix(".h5"))
+        copy.with_suffix(".h5").rename(copy)
+    else:
+        shutil.copyfile(path, copy)
+    return copy
+
+
+def _examined(copy: Path, name: str, trust: bool, imports: tuple[str, ...]) -> Guest:
+    with copy.open("rb") as file:
+        digest = (hashlib.file_digest(file, "sha256").hexdigest(), trust, imports)
+    job: Job = {"job": "look", "path": str(copy), "name": name, "bytes": copy.stat().st_size}
+    job |= {"trust": trust, "imports": list(imports)}
+    known = _passed.get(digest)
+    with _as_model_error(name):
+        job |= {"form": known} if known else ask(job)
+    job |= {"job": "build", "path": str(copy.with_suffix(SUFFIXES[job["form"]]))}
+    guest = Guest(copy.rename(job["path"]), job, digest)
+    if not known and not trust and not imports:
+        guest.building = EXAMINER.hand(job)
+    return guest
+
+
+def _ask_once(job: Job) -> Job:
+    """Have a model built by a process with the backend that this one has: the user's own code may call it directly."""
+    import keras
+
+    with _start(keras.backend.backend(), "--once") as process:
+        try:
+            said, _ = process.communicate(json.dumps(job) + "\n", timeout=ONCE_SECONDS)
+            return dict(json.loads(said.splitlines()[-1]))
+        except (subprocess.TimeoutExpired, ValueError, IndexError):
+            process.kill()
+            return {"reason": "building it took too long, or more memory than its size accounts for"}
+
+
+def locate_blocks(data: bytes, header: int) -> dict[str, dict[str, Any]]:
+    """Return where the arrays of a patch lie in its bytes; see `storage.plain_blocks`.
+
+    Raises:
+        UnsafeError: It holds anything but plain arrays.
+    """
+    with tempfile.TemporaryDirectory(prefix="fixpatch-") as folder:
+        copy = Path(folder) / "patch"
+        require_room(copy.parent, len(data), "a private copy of the patch", MORE_ROOM)
+        copy.write_bytes(data)
+        return ask({"job": "blocks", "path": str(copy), "bytes": len(data), "header": header})
+
+
+atexit.register(EXAMINER.close)
+atexit.register(dismiss)

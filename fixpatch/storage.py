@@ -1,0 +1,168 @@
+"""HDF5 as it has to lie in a file: numbers in plain blocks, each once, and nothing that points elsewhere."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from fixpatch.errors import require_safe
+
+MOST_OBJECTS = 500_000
+DEEPEST = 100
+HIGHEST_RANK = 8
+LONGEST_ATTRIBUTE = 2**25
+CHUNK = 2**20
+NUMBERS = frozenset("fiub")
+BFLOAT16 = np.dtype("V2")  # how h5py shows what Keras stores for it
+INFINITE = 0x7F80  # the exponent bits of bfloat16
+OPTIMIZERS = ("/optimizer/", "/optimizer_weights/", "/_optimizer/")  # Keras does not read these without compiling
+
+
+def open_hdf5(source: Path | bytes) -> h5py.File:
+    """Open an HDF5 file for reading, from its path or its bytes."""
+    # Reading needs no lock, and some network file systems refuse one.
+    return h5py.File(io.BytesIO(source) if isinstance(source, bytes) else source, "r", locking=False)
+
+
+def walk(file: h5py.File) -> Iterator[tuple[str, Any]]:
+    """Yield the path and object of every group and data set below the root.
+
+    Raises:
+        UnsafeError: A link to elsewhere, an object that is linked twice, a named type, or no end of them.
+    """
+    todo: list[tuple[str, Any]] = [("", file["/"])]
+    seen: set[Any] = {h5py.h5o.get_info(file["/"].id).addr}
+    while todo:
+        path, group = todo.pop()
+        require_safe(path.count("/") <= DEEPEST, f"its HDF5 groups are nested deeper than {DEEPEST}")
+        for name in group:
+            here = f"{path}/{name}"
+            member = _member(group, name, here[:200])
+            seen.add(h5py.h5o.get_info(member.id).addr)
+            require_safe(len(seen) <= MOST_OBJECTS, f"it holds more than {MOST_OBJECTS:,} HDF5 objects")
+            yield here, member
+            if isinstance(member, h5py.Group):
+                todo.append((here, member))
+
+
+def _member(group: h5py.Group, name: str, path: str) -> Any:
+    # `group[name]` would already follow a soft or external link.
+    require_safe(isinstance(group.get(name, getlink=True), h5py.HardLink), f"'{path}' is no hard link")
+    member = group[name]
+    require_safe(isinstance(member, (h5py.Group, h5py.Dataset)), f"'{path}' is neither a group nor a data set")
+    require_safe(h5py.h5o.get_info(member.id).rc == 1, f"'{path}' is linked more than once")
+    return member
+
+
+def require_plain(dataset: h5py.Dataset, path: str, available: int) -> int:
+    """Check that a data set is one unfiltered block of numbers in this file, and return its size in bytes.
+
+    Args:
+        available: The most that it can have.
+
+    Raises:
+        UnsafeError: It is something else.
+    """
+    kind, plan, shape = dataset.id.get_type(), dataset.id.get_create_plist(), dataset.shape
+    layouts = (h5py.h5d.CONTIGUOUS, h5py.h5d.COMPACT)
+    require_safe(shape is not None and len(shape) <= HIGHEST_RANK, f"'{path}' has no shape, or too long a one")
+    plain = dataset.dtype.kind in NUMBERS or dataset.dtype == BFLOAT16
+    require_safe(plain and not kind.committed(), f"'{path}' has type {str(dataset.dtype)[:80]}; expected plain numbers")
+    require_safe(dataset.maxshape == shape, f"'{path}' can grow from {shape} to {dataset.maxshape}")
+    fixed = plan.get_layout() in layouts and not plan.get_nfilters() and not plan.get_external_count()
+    require_safe(fixed, f"'{path}' is chunked, filtered, virtual or stored elsewhere; expected one plain block")
+    size = math.prod(shape) * kind.get_size()
+    stored = dataset.id.get_storage_size()
+    require_safe(stored == size <= available, f"'{path}' stores {stored:,} bytes for its {size:,}")
+    return size
+
+
+def require_attributes(member: h5py.Group | h5py.Dataset, path: str) -> None:
+    """Check that the attributes of `member` are short text or numbers, before one of them is read.
+
+    Raises:
+        UnsafeError: One is something else.
+    """
+    require_safe(h5py.h5a.get_num_attrs(member.id) <= DEEPEST, f"'{path}' has too many attributes")
+    for number in range(h5py.h5a.get_num_attrs(member.id)):
+        attribute = h5py.h5a.open(member.id, index=number)
+        kind = attribute.get_type()
+        text = isinstance(kind, h5py.h5t.TypeStringID)
+        known = text or isinstance(kind, (h5py.h5t.TypeIntegerID, h5py.h5t.TypeFloatID))
+        require_safe(known, f"'{path}' has an attribute that is neither text nor a number")
+        size = attribute.get_space().get_simple_extent_npoints() * kind.get_size()
+        require_safe(size <= LONGEST_ATTRIBUTE, f"'{path}' has an attribute of {size:,} bytes")
+
+
+def require_safe_weights(file: h5py.File) -> int:
+    """Check a whole file of weights, and return how many numbers of the model it stores.
+
+    Raises:
+        UnsafeError: Something that Keras does not write, or weights that are not finite.
+    """
+    require_safe(file.userblock_size == 0, "bytes precede its HDF5 part")
+    require_attributes(file["/"], "/")
+    left, numbers = file.id.get_filesize(), 0
+    for path, member in walk(file):
+        require_attributes(member, path[:200])
+        if isinstance(member, h5py.Dataset):
+            left -= require_plain(member, path[:200], left)
+            if not path.startswith(OPTIMIZERS):
+                _require_finite(member, path[:200])
+                numbers += int(member.size)
+    return numbers
+
+
+def _require_finite(dataset: h5py.Dataset, path: str) -> None:
+    if dataset.dtype.kind not in "fV" or not dataset.size:
+        return
+    rows = max(1, CHUNK // max(1, math.prod(dataset.shape[1:])))
+    for start in range(0, dataset.shape[0] if dataset.shape else 1, rows):
+        part = np.atleast_1d(dataset[start : start + rows] if dataset.shape else dataset[()])
+        finite = (part.view(np.uint16) & INFINITE != INFINITE) if part.dtype == BFLOAT16 else np.isfinite(part)
+        require_safe(bool(finite.all()), f"'{path}' holds values that are not finite")
+
+
+def text_attribute(file: h5py.File, name: str) -> bytes:
+    """Return an attribute of the root that `require_safe_weights` has seen, as bytes.
+
+    Raises:
+        UnsafeError: It is no single text.
+    """
+    value = file.attrs[name]
+    require_safe(isinstance(value, (str, bytes)), f"its attribute '{name}' is no text")
+    return value.encode() if isinstance(value, str) else bytes(value)
+
+
+def plain_blocks(file: h5py.File) -> dict[str, dict[str, Any]]:
+    """Return where each data set of a patch lies, after checking that the file holds plain blocks and nothing else.
+
+    Returns:
+        By path: `shape`, `dtype` (such as `<f4`) and `offset` from the first byte of the file; nothing for a group.
+
+    Raises:
+        UnsafeError: It holds something else.
+    """
+    require_safe(not h5py.h5a.get_num_attrs(file["/"].id), "it has attributes; expected none")
+    found: dict[str, dict[str, Any]] = {}
+    left = file.id.get_filesize()
+    for path, member in walk(file):
+        require_safe(not h5py.h5a.get_num_attrs(member.id), f"'{path}' has attributes; expected none")
+        found[path] = {}
+        if isinstance(member, h5py.Dataset):
+            left -= require_plain(member, path, left)
+            found[path] = _block(member, path)
+    return found
+
+
+def _block(dataset: h5py.Dataset, path: str) -> dict[str, Any]:
+    kind, plan = dataset.dtype.str, dataset.id.get_create_plist()
+    exact = dataset.id.get_type().equal(h5py.h5t.py_create(kind)) and plan.get_layout() == h5py.h5d.CONTIGUOUS
+    require_safe(exact, f"'{path}' is no contiguous block of {kind}")
+    return {"shape": list(dataset.shape), "dtype": kind, "offset": dataset.id.get_offset()}
