@@ -6,6 +6,7 @@ Keras builds a model by calling every class that its configuration names with th
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -15,7 +16,8 @@ from fixpatch.stock import ACTIVATIONS, MODULES, REFUSED, UNQUALIFIED
 
 DEEPEST = 200
 LARGEST_NUMBER = 2**53
-MOST_CALLS = 100_000
+MOST_CALLS = 5_000  # five times those of NASNetLarge
+LONGEST_TEXT = 10_000
 TRUST = "If the file is your own work, --trust opens it: what is in it may then run as a program."
 SUBCLASSED = (
     "fixpatch needs a graph of layers: rebuild the model with the functional API or as a keras.Sequential and save it "
@@ -50,8 +52,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _no_constant(text: str) -> float:
-    # Keras writes Infinity and NaN where a layer's own setting is one, such as a Masking or ReLU without a maximum.
-    return {"NaN": float("nan"), "Infinity": float("inf"), "-Infinity": -float("inf")}[text]
+    raise ValueError("it holds a number that is not finite")
 
 
 def _require_modest(config: Any) -> None:
@@ -62,8 +63,14 @@ def _require_modest(config: Any) -> None:
             raise ValueError(f"it is nested deeper than {DEEPEST} levels")
         if isinstance(value, int) and abs(value) > LARGEST_NUMBER:
             raise ValueError("it holds a number beyond 2**53")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError("it holds a number that is not finite")
         if isinstance(value, (dict, list)):
-            todo += [(item, depth + 1) for item in (value.values() if isinstance(value, dict) else value)]
+            todo += [(item, depth + 1) for item in _items(value)]
+
+
+def _items(value: dict | list) -> list[Any]:
+    return [*value, *value.values()] if isinstance(value, dict) else value
 
 
 def require_known(config: Any, name: str, own: Own | None = None) -> None:
@@ -75,8 +82,8 @@ def require_known(config: Any, name: str, own: Own | None = None) -> None:
         own: Tells whether a class, by its module or registered name and its name, is one of the user's own.
 
     Raises:
-        ModelError: It names something else, holds text where the arguments of a call belong, or calls nested models so
-            often that building it would not end.
+        ModelError: It names something else, holds text where the arguments of a call belong, or text that steers a
+            terminal.
     """
     if not isinstance(config, dict) or not isinstance(config.get("config"), (dict, list)):
         raise ModelError(f"The configuration in '{name}' is no model's.", "Save the model again.")
@@ -93,11 +100,9 @@ def require_known(config: Any, name: str, own: Own | None = None) -> None:
     for place, node in _calls_in(top, ""):
         if fault := _fault_of_call(node):
             raise ModelError(f"'{name}' calls a layer with {fault}{place}, which fixpatch does not open.", TRUST)
-    if (calls := unrolled_calls(top)) > MOST_CALLS:
-        raise ModelError(
-            f"'{name}' calls {calls:,} layers, nested models unrolled; expected at most {MOST_CALLS:,}.",
-            "A model of that size cannot be patched here.",
-        )
+    for text in _texts_in(top):
+        if not (text.isprintable() and len(text) <= LONGEST_TEXT):
+            raise ModelError(f"'{name}' holds text with control characters, or of more than {LONGEST_TEXT:,}.", TRUST)
 
 
 def _named_in(value: Any, place: str) -> Iterator[tuple[str, dict]]:
@@ -113,6 +118,16 @@ def _named_in(value: Any, place: str) -> Iterator[tuple[str, dict]]:
             yield here, value
         for item in value.values():
             yield from _named_in(item, here)
+
+
+def _texts_in(config: Any) -> Iterator[str]:
+    todo = [config]
+    while todo:
+        value = todo.pop()
+        if isinstance(value, str):
+            yield value
+        if isinstance(value, (dict, list)):
+            todo += _items(value)
 
 
 def _known(named: dict, own: Own | None) -> bool:
@@ -187,6 +202,21 @@ def _fault_of_call(node: Any) -> str:
         )
         return next(filter(None, map(_fault_of_call, node[1:] if tensor else node)), "")
     return ""
+
+
+def count_calls(config: Any, name: str) -> int:
+    """Return how many layers building the model calls.
+
+    Raises:
+        ModelError: So many that it would hardly end.
+    """
+    calls = unrolled_calls(config)
+    if calls > MOST_CALLS:
+        raise ModelError(
+            f"'{name}' calls {calls:,} layers or more, nested models unrolled; expected at most {MOST_CALLS:,}.",
+            "A model of that size cannot be patched here.",
+        )
+    return calls
 
 
 def unrolled_calls(model: Any) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 from fixpatch.errors import require_safe
 from fixpatch.vetting import KERAS_MEMBERS
 
-MOST_BYTES = {"config.json": 2**25, "metadata.json": 2**16, "model.weights.h5": 2**32}
+MOST_BYTES = {"config.json": 2**24, "metadata.json": 2**16, "model.weights.h5": 2**32}
 RATIO = {"config.json": 200, "metadata.json": 200, "model.weights.h5": 20}  # weights hardly shrink, text does
 SPARE = 2**16
 PLAIN_FILE = (0, 8)

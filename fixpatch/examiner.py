@@ -23,9 +23,10 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from fixpatch.allowlist import read_config, require_known, unrolled_calls
+from fixpatch.allowlist import count_calls, read_config, require_known
 from fixpatch.archives import read_archive
 from fixpatch.errors import FixpatchError, ModelError, UnsafeError, require_safe
+from fixpatch.legacy import is_old, modernise, renew_file
 from fixpatch.ownclasses import import_classes
 from fixpatch.storage import open_hdf5, plain_blocks, require_safe_weights, text_attribute
 from fixpatch.vetting import NOT_LOADED, brief, model_format
@@ -34,6 +35,7 @@ IDLE_SECONDS = 120
 SECONDS, SECONDS_PER_BYTE, SECONDS_PER_CALL = 6.0, 1 / 2e7, 0.02
 MEMORY, MEMORY_PER_BYTE = 400 * 2**20, 5
 MOST_FEATURES = 2**27  # numbers in the output of one layer for one image
+OBJECTS, OBJECTS_PER_CALL = 1_000, 20  # groups and data sets; attention has a dozen weights, optimizers double them
 LONGEST_ANSWER = 2**26
 # A model that passed the allowlist does none of this; what does it all the same goes no further.
 FORBIDDEN = (
@@ -54,14 +56,16 @@ def look(job: Job) -> Job:
     path, name = Path(job["path"]), job["name"]
     form = model_format(path, name)
     archive = read_archive(path) if form == "keras" else {}
-    with open_hdf5(archive.get("model.weights.h5", path)) as file:
-        numbers = require_safe_weights(file)
-        text = archive["config.json"] if archive else text_attribute(file, "model_config")
-    config = read_config(text, name)
     foreign: list[tuple[str, str]] = []
-    if not job["trust"]:
-        require_known(config, name, collect_in(foreign) if job["imports"] else None)
-    return {"form": form, "numbers": numbers, "calls": unrolled_calls(config), "foreign": foreign}
+    with open_hdf5(archive.get("model.weights.h5", path)) as file:
+        config = read_config(archive["config.json"] if archive else text_attribute(file, "model_config"), name)
+        old = form == "h5" and is_old(str(file.attrs.get("keras_version", "")))
+        config = modernise(config) if old else config
+        calls = count_calls(config, name)
+        if not job["trust"]:
+            require_known(config, name, collect_in(foreign) if job["imports"] else None)
+        numbers = require_safe_weights(file, OBJECTS + OBJECTS_PER_CALL * calls)
+    return {"form": form, "numbers": numbers, "calls": calls, "foreign": foreign, "old": old}
 
 
 def collect_in(foreign: list[tuple[str, str]]) -> Callable[[str, str], bool]:
@@ -72,6 +76,12 @@ def collect_in(foreign: list[tuple[str, str]]) -> Callable[[str, str], bool]:
         return True
 
     return own
+
+
+def renew(job: Job) -> Job:
+    """Put a configuration of Keras 1 or 2 into the words of Keras 3, in the private copy."""
+    renew_file(Path(job["path"]))
+    return {}
 
 
 def build(job: Job) -> Job:
@@ -92,10 +102,21 @@ def build(job: Job) -> Job:
     # Some versions of Keras write the state of random layers as well.
     require_safe(stored in counts, f"it stores {stored:,} weights for the {min(counts):,} of its layers")
     for call in calls(model) if is_graph(model) else ():
-        for tensor in call.outputs:
-            size = prod(length or 1 for length in tensor.shape)
+        for size in (*map(_size, call.outputs), _attention(call)):
             require_safe(size <= MOST_FEATURES, f"'{call.path}' puts out {size:,} numbers for one image")
     return {}
+
+
+def _size(tensor: Any) -> int:
+    return prod(length or 1 for length in tensor.shape)
+
+
+def _attention(call: Any) -> int:
+    """Return how many scores an attention layer computes: each position's with each."""
+    if "Attention" not in type(call.operation).__name__ or not call.inputs:
+        return 0
+    positions = [_size(tensor) // (tensor.shape[-1] or 1) for tensor in call.inputs[:2]]
+    return positions[0] * positions[-1] * int(getattr(call.operation, "num_heads", 1))
 
 
 def blocks(job: Job) -> Job:
@@ -106,7 +127,7 @@ def blocks(job: Job) -> Job:
         return plain_blocks(file)
 
 
-JOBS: dict[str, Callable[[Job], Job]] = {"look": look, "build": build, "blocks": blocks}
+JOBS: dict[str, Callable[[Job], Job]] = {"look": look, "renew": renew, "build": build, "blocks": blocks}
 
 
 def examine(job: Job) -> Job:
@@ -127,7 +148,8 @@ def limit(job: Job) -> None:
     """Bound what this process may take from now on, by what the file's size accounts for."""
     memory = int(MEMORY + MEMORY_PER_BYTE * job["bytes"])
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    largest = job["bytes"] + 2**24 if job["job"] == "renew" else 0
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
     spent = int(sum(resource.getrusage(resource.RUSAGE_SELF)[:2]))
     resource.setrlimit(resource.RLIMIT_CPU, (spent + int(seconds_for(job)) + 1,) * 2)
     with contextlib.suppress(OSError):  # no /proc outside Linux, where this limit is of little use
@@ -248,7 +270,10 @@ def serve() -> None:
 
 
 def _lines() -> Iterator[bytes]:
-    """Yield lines of standard input. (Where a file object has read two at once, `select` would wait for a third.)"""
+    """Yield lines of standard input.
+
+    Where a file object had read two at once, `select` would wait for a third.
+    """
     begun = b""
     while select.select([0], [], [], IDLE_SECONDS)[0] and (part := os.read(0, 2**16)):
         *whole, begun = (begun + part).split(b"\n")

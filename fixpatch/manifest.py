@@ -189,6 +189,7 @@ def manifest_of(text: str) -> Manifest:
     # `fixpatch show` prints these strings: none may steer a terminal or turn the reading direction.
     control = re.search(r"[^ -~]|\\(u(00[0189]|20(2[89a-e]|6[6-9]))|[bfnrt])", text.replace(r"\\", ""))
     require(control is None, "manifest: holds control characters")
+    require(re.search(r'"[^"]{10001}', text) is None, "manifest: holds text of more than 10,000 characters")
     try:
         return _adapter().validate_json(text, strict=True, extra="forbid")
     except ValidationError as error:

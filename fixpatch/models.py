@@ -7,6 +7,7 @@ import json
 import logging
 import re
 import uuid
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -199,7 +200,9 @@ def _load_file(copy: Path, path: Path, trust: bool, imports: Sequence[str]) -> k
     """Let Keras read the private copy of `path`."""
     own = import_classes(imports)
     try:
-        return keras.models.load_model(copy, custom_objects=own, compile=False, safe_mode=not trust)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*optimizer")  # of a nested model's, which does not matter here
+            return keras.models.load_model(copy, custom_objects=own, compile=False, safe_mode=not trust)
     except Exception as error:  # Keras raises every kind for a file that it cannot rebuild
         raise ModelError(f"Keras cannot load '{path}': {brief(error)}", NOT_LOADED) from error
 

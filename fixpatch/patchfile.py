@@ -7,6 +7,7 @@ import io
 import json
 import math
 import re
+import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,10 +20,10 @@ from fixpatch.errors import FixpatchError, PatchError
 from fixpatch.files import written_whole
 from fixpatch.manifest import SCHEMA, Manifest, canonical, expected_shapes, manifest_of, require
 from fixpatch.quarantine import locate_blocks
-from fixpatch.vetting import HDF5_MAGIC, PATCH_MAGIC, hint_for_missing, looks_like
+from fixpatch.vetting import HDF5_MAGIC, PATCH_MAGIC, has_holes, hint_for_missing, looks_like
 
 USER_BLOCK = 512
-FILE_LIMIT = 2**30
+FILE_LIMIT = 2**29
 MANIFEST_LIMIT = 2**22
 HASH_BYTES = 32
 FETCH_AGAIN = "Copy or download it again, or write it anew with `fixpatch train`."
@@ -109,6 +110,7 @@ def _bytes_of(path: Path) -> bytes:
     if not path.is_file():
         raise PatchError(f"There is no patch file '{path}'.", hint_for_missing(path, (".h5",)))
     _require_size(path.stat().st_size)
+    require(not has_holes(path), "it has holes where its bytes should be")
     return path.read_bytes()
 
 
@@ -135,6 +137,9 @@ def _checked_schema(path: Path, data: bytes) -> int:
         raise PatchError(newer, "It was made by a newer fixpatch; upgrade this one.")
     intact = data[:USER_BLOCK] == _header(memoryview(data)[USER_BLOCK:], schema)
     require(intact and data.startswith(HDF5_MAGIC, USER_BLOCK), "it is damaged, its bytes do not match its digest")
+    # Version 0 of HDF5's first block, and the end of the file as it stands there.
+    whole = data[USER_BLOCK + 8 :][:1] == b"\0" and data[USER_BLOCK + 40 :][:8] == struct.pack("<Q", len(data))
+    require(whole, "its HDF5 part has another version or length than the writer gives it")
     return schema
 
 
@@ -178,7 +183,6 @@ def _decode(data: bytes, schema: int) -> PatchContent:
     The HDF5 library sees the bytes in another process only, which says where the arrays lie.
     """
     blocks = locate_blocks(data, USER_BLOCK)
-    _require_apart(blocks)
     manifest = _decode_manifest(_array(data, blocks, "/manifest", None, "|u1").tobytes(), schema)
     groups = {f"/fixers/{group}": shapes for _, group, shapes in _members(manifest)}
     names = [f"{group}/{key.replace('/', '.')}" for group, shapes in groups.items() for key in shapes]
@@ -195,19 +199,6 @@ def _decode(data: bytes, schema: int) -> PatchContent:
     size = (manifest.images, HASH_BYTES)
     hashes = _array(data, blocks, "/hashes", size, "|u1") if "/hashes" in blocks else None
     return PatchContent(manifest, weights, hashes, schema)
-
-
-def _require_apart(blocks: Mapping[str, Mapping[str, Any]]) -> None:
-    """Check that no two arrays share their bytes."""
-    end, before = 0, ""
-    for path in sorted((path for path in blocks if blocks[path]), key=lambda path: blocks[path]["offset"]):
-        start, size = blocks[path]["offset"], _size(blocks[path])
-        require(not size or start >= end, f"'{before}' and '{path}' share their bytes")
-        end, before = (start + size, path) if size else (end, before)
-
-
-def _size(block: Mapping[str, Any]) -> int:
-    return math.prod(block["shape"]) * np.dtype(block["dtype"]).itemsize
 
 
 def _array(

@@ -20,9 +20,9 @@ from typing import Any
 from fixpatch.errors import ModelError, UnsafeError
 from fixpatch.files import is_full, require_room
 from fixpatch.ownclasses import import_classes
-from fixpatch.vetting import FETCH_AGAIN, SUFFIXES, is_saved_model, require_file
+from fixpatch.vetting import FETCH_AGAIN, SUFFIXES, has_holes, is_saved_model, require_file
 
-LARGEST = 2**33
+LARGEST = 2**32
 ROOT = Path(__file__).parents[1]
 # The folder of this package comes last, and the working directory, which may be a stranger's, not at all.
 START = "import runpy, sys; sys.path.append(sys.argv[-1]); runpy.run_module('fixpatch.examiner', run_name='__main__')"
@@ -173,14 +173,14 @@ class Guest:
                 _told(_ask_once(self.job))
             else:
                 EXAMINER.answer(self.building)
-        _passed[self.digest] = self.job["form"]
+        _passed[self.digest] = {name: self.job[name] for name in ("form", "old")}
 
     def leave(self) -> None:
         """Remove the copy."""
         shutil.rmtree(self.copy.parent, ignore_errors=True)
 
 
-_passed: dict[tuple[Any, ...], str] = {}
+_passed: dict[tuple[Any, ...], Job] = {}
 _begun: dict[tuple[Any, ...], Guest] = {}
 
 
@@ -221,6 +221,8 @@ def _take_in(path: Path, trust: bool, imports: tuple[str, ...]) -> Guest:
     size = 0 if is_saved_model(path) else require_file(path)
     if size > LARGEST:
         raise ModelError(f"'{path}' has {size:,} bytes; expected at most {LARGEST:,}.", "Is it a model?")
+    if size and has_holes(path):
+        raise ModelError(f"'{path}' has holes where its bytes should be.", "Copy it with `cp --sparse=never`.")
     folder = Path(tempfile.mkdtemp(prefix="fixpatch-"))
     try:
         require_room(folder, size, f"a private copy of '{path}'", MORE_ROOM)
@@ -253,7 +255,9 @@ def _examined(copy: Path, name: str, trust: bool, imports: tuple[str, ...]) -> G
     job |= {"trust": trust, "imports": list(imports)}
     known = _passed.get(digest)
     with _as_model_error(name):
-        job |= {"form": known} if known else ask(job)
+        job |= known or ask(job)
+        if job["old"]:
+            ask(job | {"job": "renew"})
     job |= {"job": "build", "path": str(copy.with_suffix(SUFFIXES[job["form"]]))}
     guest = Guest(copy.rename(job["path"]), job, digest)
     if not known and not trust and not imports:

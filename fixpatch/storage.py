@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,16 @@ import numpy as np
 
 from fixpatch.errors import require_safe
 
-MOST_OBJECTS = 500_000
+MOST_OBJECTS = 10_000
 DEEPEST = 100
 HIGHEST_RANK = 8
-LONGEST_ATTRIBUTE = 2**25
+LONGEST_ATTRIBUTE = 2**24
 CHUNK = 2**20
 NUMBERS = frozenset("fiub")
 BFLOAT16 = np.dtype("V2")  # how h5py shows what Keras stores for it
 INFINITE = 0x7F80  # the exponent bits of bfloat16
-OPTIMIZERS = ("/optimizer/", "/optimizer_weights/", "/_optimizer/")  # Keras does not read these without compiling
+# State of training, also of nested models; Keras does not read it without compiling. A layer may have such a name.
+OPTIMIZER = re.compile(r"(?<!/layers)/(_?optimizer|optimizer_weights)/")
 
 
 def open_hdf5(source: Path | bytes) -> h5py.File:
@@ -30,7 +32,7 @@ def open_hdf5(source: Path | bytes) -> h5py.File:
     return h5py.File(io.BytesIO(source) if isinstance(source, bytes) else source, "r", locking=False)
 
 
-def walk(file: h5py.File) -> Iterator[tuple[str, Any]]:
+def walk(file: h5py.File, most: int = MOST_OBJECTS) -> Iterator[tuple[str, Any]]:
     """Yield the path and object of every group and data set below the root.
 
     Raises:
@@ -45,7 +47,7 @@ def walk(file: h5py.File) -> Iterator[tuple[str, Any]]:
             here = f"{path}/{name}"
             member = _member(group, name, here[:200])
             seen.add(h5py.h5o.get_info(member.id).addr)
-            require_safe(len(seen) <= MOST_OBJECTS, f"it holds more than {MOST_OBJECTS:,} HDF5 objects")
+            require_safe(len(seen) <= most, f"it holds more than {most:,} HDF5 objects")
             yield here, member
             if isinstance(member, h5py.Group):
                 todo.append((here, member))
@@ -60,11 +62,8 @@ def _member(group: h5py.Group, name: str, path: str) -> Any:
     return member
 
 
-def require_plain(dataset: h5py.Dataset, path: str, available: int) -> int:
-    """Check that a data set is one unfiltered block of numbers in this file, and return its size in bytes.
-
-    Args:
-        available: The most that it can have.
+def require_plain(dataset: h5py.Dataset, path: str) -> None:
+    """Check that a data set is one unfiltered block of numbers in this file.
 
     Raises:
         UnsafeError: It is something else.
@@ -72,15 +71,29 @@ def require_plain(dataset: h5py.Dataset, path: str, available: int) -> int:
     kind, plan, shape = dataset.id.get_type(), dataset.id.get_create_plist(), dataset.shape
     layouts = (h5py.h5d.CONTIGUOUS, h5py.h5d.COMPACT)
     require_safe(shape is not None and len(shape) <= HIGHEST_RANK, f"'{path}' has no shape, or too long a one")
-    plain = dataset.dtype.kind in NUMBERS or dataset.dtype == BFLOAT16
-    require_safe(plain and not kind.committed(), f"'{path}' has type {str(dataset.dtype)[:80]}; expected plain numbers")
+    known = dataset.dtype.kind in NUMBERS or dataset.dtype == BFLOAT16
+    # A type may have the size of a float and another exponent.
+    plain = known and not kind.committed() and kind.equal(h5py.h5t.py_create(dataset.dtype))
+    require_safe(plain, f"'{path}' has type {str(dataset.dtype)[:80]}, or one like it; expected plain numbers")
     require_safe(dataset.maxshape == shape, f"'{path}' can grow from {shape} to {dataset.maxshape}")
     fixed = plan.get_layout() in layouts and not plan.get_nfilters() and not plan.get_external_count()
     require_safe(fixed, f"'{path}' is chunked, filtered, virtual or stored elsewhere; expected one plain block")
-    size = math.prod(shape) * kind.get_size()
-    stored = dataset.id.get_storage_size()
-    require_safe(stored == size <= available, f"'{path}' stores {stored:,} bytes for its {size:,}")
-    return size
+    stored, size = dataset.id.get_storage_size(), math.prod(shape) * kind.get_size()
+    require_safe(stored == size, f"'{path}' stores {stored:,} bytes for its {size:,}")
+
+
+def require_apart(datasets: Mapping[str, h5py.Dataset], size: int) -> None:
+    """Check that no two data sets of a file of `size` bytes share theirs.
+
+    Raises:
+        UnsafeError: They do, or one lies beyond the end.
+    """
+    end = 0
+    placed = {path: dataset.id.get_offset() for path, dataset in datasets.items()}
+    for path in sorted((path for path in placed if placed[path] is not None), key=lambda path: placed[path]):
+        require_safe(placed[path] >= end, f"'{path}' shares its bytes with others")
+        end = placed[path] + datasets[path].id.get_storage_size()
+    require_safe(end <= size, "its arrays reach beyond its end")
 
 
 def require_attributes(member: h5py.Group | h5py.Dataset, path: str) -> None:
@@ -100,23 +113,25 @@ def require_attributes(member: h5py.Group | h5py.Dataset, path: str) -> None:
         require_safe(size <= LONGEST_ATTRIBUTE, f"'{path}' has an attribute of {size:,} bytes")
 
 
-def require_safe_weights(file: h5py.File) -> int:
-    """Check a whole file of weights, and return how many numbers of the model it stores.
+def require_safe_weights(file: h5py.File, most: int) -> int:
+    """Check a whole file of weights with at most `most` objects, and return how many numbers of the model it stores.
 
     Raises:
         UnsafeError: Something that Keras does not write, or weights that are not finite.
     """
     require_safe(file.userblock_size == 0, "bytes precede its HDF5 part")
     require_attributes(file["/"], "/")
-    left, numbers = file.id.get_filesize(), 0
-    for path, member in walk(file):
+    datasets: dict[str, h5py.Dataset] = {}
+    for path, member in walk(file, most):
         require_attributes(member, path[:200])
         if isinstance(member, h5py.Dataset):
-            left -= require_plain(member, path[:200], left)
-            if not path.startswith(OPTIMIZERS):
-                _require_finite(member, path[:200])
-                numbers += int(member.size)
-    return numbers
+            require_plain(member, path[:200])
+            datasets[path] = member
+    require_apart(datasets, file.id.get_filesize())
+    weights = {path: dataset for path, dataset in datasets.items() if not OPTIMIZER.search(path)}
+    for path, dataset in weights.items():
+        _require_finite(dataset, path[:200])
+    return sum(int(dataset.size) for dataset in weights.values())
 
 
 def _require_finite(dataset: h5py.Dataset, path: str) -> None:
@@ -150,19 +165,17 @@ def plain_blocks(file: h5py.File) -> dict[str, dict[str, Any]]:
         UnsafeError: It holds something else.
     """
     require_safe(not h5py.h5a.get_num_attrs(file["/"].id), "it has attributes; expected none")
-    found: dict[str, dict[str, Any]] = {}
-    left = file.id.get_filesize()
-    for path, member in walk(file):
+    members = dict(walk(file))
+    datasets = {path: member for path, member in members.items() if isinstance(member, h5py.Dataset)}
+    for path, member in members.items():
         require_safe(not h5py.h5a.get_num_attrs(member.id), f"'{path}' has attributes; expected none")
-        found[path] = {}
-        if isinstance(member, h5py.Dataset):
-            left -= require_plain(member, path, left)
-            found[path] = _block(member, path)
-    return found
+    for path, dataset in datasets.items():
+        require_plain(dataset, path)
+        contiguous = dataset.id.get_create_plist().get_layout() == h5py.h5d.CONTIGUOUS
+        require_safe(contiguous, f"'{path}' is no contiguous block")
+    require_apart(datasets, file.id.get_filesize())
+    return {path: _block(datasets[path]) if path in datasets else {} for path in members}
 
 
-def _block(dataset: h5py.Dataset, path: str) -> dict[str, Any]:
-    kind, plan = dataset.dtype.str, dataset.id.get_create_plist()
-    exact = dataset.id.get_type().equal(h5py.h5t.py_create(kind)) and plan.get_layout() == h5py.h5d.CONTIGUOUS
-    require_safe(exact, f"'{path}' is no contiguous block of {kind}")
-    return {"shape": list(dataset.shape), "dtype": kind, "offset": dataset.id.get_offset()}
+def _block(dataset: h5py.Dataset) -> dict[str, Any]:
+    return {"shape": list(dataset.shape), "dtype": dataset.dtype.str, "offset": dataset.id.get_offset()}

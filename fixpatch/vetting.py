@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import zipfile
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ ZIP_MAGIC = b"PK\x03\x04"
 EMPTY_ZIP_MAGIC = b"PK\x05\x06"
 HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 KERAS_MEMBERS = ("config.json", "metadata.json", "model.weights.h5")
+SMALL = 2**26
 SUFFIXES = {"keras": ".keras", "h5": ".h5"}
 MODEL_SUFFIXES = (".keras", ".h5", ".hdf5")
 EXPECTED = "expected a .keras or .h5 model that Keras saved"
@@ -133,6 +135,15 @@ def require_file(path: Path) -> int:
     if not size:
         raise ModelError(f"'{path}' is empty; {EXPECTED}.", FETCH_AGAIN)
     return size
+
+
+def has_holes(path: Path) -> bool:
+    """Tell whether a large file is said to be longer than what is stored of it: reading that would take long."""
+    size = path.stat().st_size
+    if size < SMALL or not hasattr(os, "SEEK_HOLE"):
+        return False
+    with path.open("rb") as file:
+        return os.lseek(file.fileno(), 0, os.SEEK_HOLE) < size
 
 
 def is_saved_model(path: Path) -> bool:

@@ -486,7 +486,7 @@ def test_arrays_that_share_their_bytes_are_refused(tmp_path: Path) -> None:
     assert body != data[512:]
     (tmp_path / "forged.h5").write_bytes(sealed(body))
 
-    with pytest.raises(PatchError, match="share their bytes"):
+    with pytest.raises(PatchError, match="shares its bytes"):
         patchfile.read(tmp_path / "forged.h5")
 
 
@@ -672,7 +672,7 @@ class TestForeignFiles:
     def test_too_large_file_is_not_read(self, tmp_path: Path) -> None:
         with (tmp_path / "patch.h5").open("wb") as file:
             file.truncate(2**40)
-        with pytest.raises(PatchError, match="expected at most 1073741824"):
+        with pytest.raises(PatchError, match="expected at most 536870912"):
             patchfile.read(tmp_path / "patch.h5")
 
     def test_errors_are_fixpatch_errors(self) -> None:
