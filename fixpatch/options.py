@@ -7,8 +7,20 @@ from typing import Annotated, Any
 
 import typer
 
-from fixpatch.config import AUGMENTS, LABELS, LOSSES, PAPER_ATTACKS, PRECISIONS, TARGETS, ModelFile, parse_fraction
+from fixpatch.config import (
+    AUGMENTS,
+    LABELS,
+    LOSSES,
+    PAPER_ATTACKS,
+    PRECISIONS,
+    TARGETS,
+    TUNED,
+    ModelFile,
+    parse_fraction,
+)
 from fixpatch.errors import SettingError
+
+BUDGET = (*TUNED, "attack_labels", "precision")
 
 
 def option(flag: str, help_text: str, *more: str) -> Any:
