@@ -337,6 +337,7 @@ def test_no_space_for_the_run(size: int) -> None:
         refused(TRAIN, "Cannot keep", "Free some space")
 
 
+@pytest.mark.slow
 def test_resume_with_other_settings(
     model_file: Path, small_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

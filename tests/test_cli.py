@@ -164,6 +164,7 @@ def test_same_command_gives_the_same_bytes(place: Path) -> None:
     assert load_patch("other.h5").content.hashes is None
 
 
+@pytest.mark.slow
 def test_force_replaces_and_saves_the_patched_model_too(place: Path) -> None:
     before = (place / "patch.h5").read_bytes()
     done(call(*FOUR["train"].split(), "--force", "--attack", "fgsm", "--save-model", "both.keras"))
@@ -188,6 +189,7 @@ def test_apply_only_some_splits(place: Path) -> None:
     assert names == {"fixer_res_block_2"}
 
 
+@pytest.mark.slow
 def test_several_patches_come_with_a_note(place: Path) -> None:
     for split in ("res_block_1", "res_block_2"):
         done(
@@ -422,6 +424,7 @@ def test_piped_names_are_whole(tmp_path: Path) -> None:
     assert run.stderr == "warning: " + "a long warning " * 8 + "\n"
 
 
+@pytest.mark.slow
 def test_interrupted_training_resumes_to_the_same_patch(
     four: Lines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

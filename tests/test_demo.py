@@ -17,6 +17,7 @@ from fixpatch.data import ImageSet
 ROOT = Path(__file__).parent.parent
 
 
+@pytest.mark.slow
 def test_example_program_runs(
     model_file: Path, small_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

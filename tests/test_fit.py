@@ -55,7 +55,7 @@ def same(one: dict, other: dict) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("steps", "holdout"), [pytest.param(62, True, marks=pytest.mark.slow), (64, True), (47, False)]
+    ("steps", "holdout"), [*(pytest.param(steps, True, marks=pytest.mark.slow) for steps in (62, 64)), (47, False)]
 )
 def test_interrupted_anywhere_ends_in_the_same_weights(
     base: Base, pairs: tuple, tmp_path: Path, steps: int, holdout: bool
@@ -71,6 +71,7 @@ def test_interrupted_anywhere_ends_in_the_same_weights(
     assert same(whole, finished), "a run that was cut off after its last epoch gives the same too"
 
 
+@pytest.mark.slow
 def test_interrupted_inside_a_checkpoint_resumes_from_the_one_before(
     base: Base, pairs: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

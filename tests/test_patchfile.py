@@ -288,7 +288,7 @@ def test_writing_refuses_what_reading_would(content: PatchContent, fault: str, t
 
 
 class TestDamage:
-    @settings(max_examples=300, deadline=None)
+    @settings(max_examples=60, deadline=None)
     @given(st.integers(0, len(DATA) - 1), st.integers(1, 255))
     def test_changed_byte(self, position: int, change: int) -> None:
         damaged = bytearray(DATA)
@@ -303,19 +303,19 @@ class TestDamage:
         with pytest.raises(PatchError):
             read_bytes(bytes(damaged))
 
-    @settings(max_examples=100, deadline=None)
+    @settings(max_examples=50, deadline=None)
     @given(st.integers(0, len(DATA) - 1))
     def test_cut(self, length: int) -> None:
         with pytest.raises(PatchError):
             read_bytes(DATA[:length])
 
-    @settings(max_examples=100, deadline=None)
+    @settings(max_examples=50, deadline=None)
     @given(st.integers(0, len(DATA)), st.binary(min_size=1, max_size=9))
     def test_inserted_or_appended_bytes(self, position: int, extra: bytes) -> None:
         with pytest.raises(PatchError):
             read_bytes(DATA[:position] + extra + DATA[position:])
 
-    @settings(max_examples=100, deadline=None)
+    @settings(max_examples=50, deadline=None)
     @given(st.binary(max_size=700))
     def test_any_bytes(self, data: bytes) -> None:
         for candidate in (data, DATA[:32] + data, sealed(data), sealed(DATA[512:600] + data)):

@@ -199,6 +199,7 @@ def test_input_range_comes_from_flag_variable_file_default(place: Path) -> None:
     assert range_of() == ([0, 1], "assumed")
 
 
+@pytest.mark.slow
 def test_input_range_of_the_patch_comes_before_the_default(place: Path) -> None:
     line = "train --split res_block_1 --data small --attack fgsm --views 1 --epochs 1 --input-range=-9,1 --force"
     assert call(*line.split()).exit_code == 0
@@ -210,7 +211,7 @@ def test_input_range_of_the_patch_comes_before_the_default(place: Path) -> None:
     assert clean[()] != clean["--input-range", "0,1"]
 
 
-@pytest.mark.parametrize("text", ['["base", "patched"]', '"base,patched"'])
+@pytest.mark.parametrize("text", ['["base", "patched"]', pytest.param('"base,patched"', marks=pytest.mark.slow)])
 def test_attackers_from_the_file(place: Path, text: str) -> None:
     (place / "fixpatch.toml").write_text(f"[eval]\nattacker = {text}")
     words = ["eval", "--data", "small", "--attack", "fgsm", "--limit", "10", "--json", "-q"]

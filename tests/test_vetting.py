@@ -98,7 +98,7 @@ class TestSavedByKeras:
     def test_damaged_files_raise_nothing_else(self, saved: Path, tmp_path: Path, name: str) -> None:
         rng = np.random.default_rng(0)
         data = (saved / name).read_bytes()
-        for _ in range(40):
+        for _ in range(15):
             damaged = bytearray(data)
             for position in rng.integers(0, len(data), 20):
                 damaged[position] = rng.integers(0, 256)
@@ -215,7 +215,7 @@ def test_folders(tmp_path: Path) -> None:
     assert "zip model.keras config.json" in error.hint
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.binary(max_size=200), st.sampled_from([b"", b"PK\x03\x04", b"\x89HDF\r\n\x1a\n", b"\x80\x04", b"\x08\x07"]))
 def test_any_bytes_give_a_model_error(tmp_path_factory: pytest.TempPathFactory, data: bytes, start: bytes) -> None:
     path = tmp_path_factory.getbasetemp() / "any.keras"
