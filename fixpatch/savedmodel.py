@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from fixpatch.allowlist import read_config, require_known
+from fixpatch.allowlist import count_calls, read_config, require_known
 from fixpatch.errors import FixpatchError, ModelError
 from fixpatch.legacy import modernise, renew_file
 
@@ -69,7 +69,9 @@ def _require_files(folder: Path) -> None:
 def convert_here(folder: Path, out: Path) -> None:
     """Do the work of `convert_saved_model` in this process, which takes in tf-keras."""
     config = config_of(folder)
-    require_known(modernise(config), str(folder))
+    count_calls(config, str(folder))
+    require_known(config, str(folder))  # this is built here
+    require_known(modernise(config), str(folder))  # and this is what is written
     _limit(sum(path.stat().st_size for path in (folder / "variables").iterdir()))
     model = build(config, folder)
     load_weights(model, folder)

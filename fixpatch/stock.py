@@ -110,6 +110,7 @@ MODULES: dict[str, frozenset[str]] = {
     "keras.regularizers": REGULARIZERS,
     "keras.constraints": CONSTRAINTS,
     "keras.dtype_policies": POLICIES,
+    "keras.mixed_precision": names("Policy"),  # of Keras 2
     "keras.losses": LOSSES,
     "keras.metrics": METRICS,
     "keras.optimizers": OPTIMIZERS,

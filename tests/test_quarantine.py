@@ -66,7 +66,7 @@ def rewritten(good: Path, path: Path, old: str, new: str) -> Path:
 
 
 class TestLists:
-    @pytest.mark.parametrize("module", MODULES)
+    @pytest.mark.parametrize("module", [name for name in MODULES if name != "keras.mixed_precision"])
     def test_every_class_on_the_lists_is_one_that_keras_has(self, module: str) -> None:
         """A name that Keras lacks would be a gap through which a later Keras brings in something else."""
         home = importlib.import_module(module)
