@@ -12,7 +12,6 @@ import importlib.abc
 import importlib.machinery
 import json
 import os
-import resource
 import select
 import signal
 import sys
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from fixpatch.allowlist import count_calls, read_config, require_known
+from fixpatch.apart import limit_resources
 from fixpatch.archives import read_archive
 from fixpatch.errors import FixpatchError, ModelError, UnsafeError, require_safe
 from fixpatch.legacy import is_old, modernise, renew_file
@@ -145,16 +145,12 @@ def examine(job: Job) -> Job:
 
 
 def limit(job: Job) -> None:
-    """Bound what this process may take from now on, by what the file's size accounts for."""
-    memory = int(MEMORY + MEMORY_PER_BYTE * job["bytes"])
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    largest = job["bytes"] + 2**24 if job["job"] == "renew" else 0
-    resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
-    spent = int(sum(resource.getrusage(resource.RUSAGE_SELF)[:2]))
-    resource.setrlimit(resource.RLIMIT_CPU, (spent + int(seconds_for(job)) + 1,) * 2)
-    with contextlib.suppress(OSError):  # no /proc outside Linux, where this limit is of little use
-        pages = int(Path("/proc/self/statm").read_text().split()[0])
-        resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + memory,) * 2)
+    """Bound what this process may take by what the file's size accounts for; it writes none but a renewed copy."""
+    limit_resources(
+        seconds=seconds_for(job),
+        memory=int(MEMORY + MEMORY_PER_BYTE * job["bytes"]),
+        largest_file=job["bytes"] + 2**24 if job["job"] == "renew" else 0,
+    )
 
 
 def seconds_for(job: Job) -> float:

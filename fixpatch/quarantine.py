@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -17,15 +16,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fixpatch.apart import command_for
 from fixpatch.errors import ModelError, UnsafeError
 from fixpatch.files import is_full, require_room
 from fixpatch.ownclasses import import_classes
 from fixpatch.vetting import FETCH_AGAIN, SUFFIXES, has_holes, is_saved_model, require_file
 
 LARGEST = 2**32
-ROOT = Path(__file__).parents[1]
-# The folder of this package comes last, and the working directory, which may be a stranger's, not at all.
-START = "import runpy, sys; sys.path.append(sys.argv[-1]); runpy.run_module('fixpatch.examiner', run_name='__main__')"
 ONCE_SECONDS = 600
 MORE_ROOM = "Free some space, or let TMPDIR name another folder."
 Job = dict[str, Any]
@@ -109,8 +106,7 @@ def _start(backend: str, *options: str) -> subprocess.Popen:
     """Start the examiner with as few threads as it needs: each would count as memory of its children."""
     quiet = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     environment = {**os.environ, "KERAS_BACKEND": backend, "PYTHONDONTWRITEBYTECODE": "1", **quiet}
-    line = [sys.executable, "-P", "-c", START, *options, str(ROOT)]
-    pipe = subprocess.PIPE
+    line, pipe = command_for("examiner", *options), subprocess.PIPE
     return subprocess.Popen(line, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True, env=environment)
 
 

@@ -7,17 +7,16 @@ checkpoint in `variables/`; the program is never opened.
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import json
 import os
-import resource
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 from fixpatch.allowlist import count_calls, read_config, require_known
+from fixpatch.apart import command_for, limit_resources
 from fixpatch.errors import FixpatchError, ModelError
 from fixpatch.legacy import modernise, renew_file
 
@@ -26,11 +25,6 @@ REWRITE = "Load it where it was made and save the Keras model itself: model.save
 SECONDS = 600
 LARGEST_CONFIG = 2**26
 MEMORY, MEMORY_PER_BYTE = 2**31, 8
-# The folder of this package comes last, and the working directory, which may be a stranger's, not at all.
-ROOT = Path(__file__).parents[1]
-START = (
-    "import runpy, sys; sys.path.append(sys.argv.pop()); runpy.run_module('fixpatch.savedmodel', run_name='__main__')"
-)
 
 
 def convert_saved_model(folder: Path, out: Path) -> None:
@@ -42,7 +36,7 @@ def convert_saved_model(folder: Path, out: Path) -> None:
     _require_files(folder)
     if importlib.util.find_spec("tf_keras") is None:
         raise ModelError(f"'{folder}' is a SavedModel of Keras 2; reading it needs the package tf-keras.", INSTALL)
-    line = [sys.executable, "-P", "-c", START, str(folder.absolute()), str(out.absolute()), str(ROOT)]
+    line = command_for("savedmodel", str(folder.absolute()), str(out.absolute()))
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
     try:
         done = subprocess.run(line, capture_output=True, text=True, env=environment, timeout=SECONDS, check=False)
@@ -72,7 +66,8 @@ def convert_here(folder: Path, out: Path) -> None:
     count_calls(config, str(folder))
     require_known(config, str(folder))  # this is built here
     require_known(modernise(config), str(folder))  # and this is what is written
-    _limit(sum(path.stat().st_size for path in (folder / "variables").iterdir()))
+    size = sum(path.stat().st_size for path in (folder / "variables").iterdir())
+    limit_resources(seconds=SECONDS, memory=MEMORY + MEMORY_PER_BYTE * size, largest_file=2 * size + 2**26)
     model = build(config, folder)
     load_weights(model, folder)
     model.save(out, save_format="h5", include_optimizer=False)
@@ -152,17 +147,6 @@ def _listed_weights(reader: Any) -> list[Any]:
     root = {child.local_name: child.node_id for child in nodes[0].children}
     listed = {int(child.local_name): child.node_id for child in nodes[root["variables"]].children}
     return [reader.get_tensor(nodes[listed[index]].attributes[0].checkpoint_key) for index in sorted(listed)]
-
-
-def _limit(size: int) -> None:
-    """Bound what this process may take from now on, by the bytes of weights."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2 * size + 2**26,) * 2)
-    resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
-    with contextlib.suppress(OSError):  # no /proc outside Linux
-        pages = int(Path("/proc/self/statm").read_text().split()[0])
-        most = pages * resource.getpagesize() + MEMORY + MEMORY_PER_BYTE * size
-        resource.setrlimit(resource.RLIMIT_AS, (most, most))
 
 
 def _first_line(error: Exception) -> str:
