@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import unicodedata
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,12 +19,14 @@ DEEPEST = 200
 LARGEST_NUMBER = 2**53
 MOST_CALLS = 5_000  # five times those of NASNetLarge
 LONGEST_TEXT = 10_000
+STEERING = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})  # Unicode's control, format and separator characters
 TRUST = "If the file is your own work, --trust opens it: what is in it may then run as a program."
 SUBCLASSED = (
     "fixpatch needs a graph of layers: rebuild the model with the functional API or as a keras.Sequential and save it "
     "again. A class of your own that has a graph is loaded with --import MODULE."
 )
 Own = Callable[[str, str], bool]
+PASSIVE = "__passive_serialization__"
 VALUES = frozenset({"__keras_tensor__", "__numpy__", "__tensor__", "__slice__", "__ellipsis__"})
 CALLS = "inbound_nodes"
 DTYPE = re.compile(r"(bool|u?int(8|16|32|64)|b?float(16|32|64))")
@@ -52,7 +55,9 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _no_constant(text: str) -> float:
-    raise ValueError("it holds a number that is not finite")
+    if text == "NaN":
+        raise ValueError("it holds a number that is none")
+    return float(text.replace("Infinity", "inf"))
 
 
 def _require_modest(config: Any) -> None:
@@ -63,8 +68,6 @@ def _require_modest(config: Any) -> None:
             raise ValueError(f"it is nested deeper than {DEEPEST} levels")
         if isinstance(value, int) and abs(value) > LARGEST_NUMBER:
             raise ValueError("it holds a number beyond 2**53")
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError("it holds a number that is not finite")
         if isinstance(value, (dict, list)):
             todo += [(item, depth + 1) for item in _items(value)]
 
@@ -93,6 +96,8 @@ def require_known(config: Any, name: str, own: Own | None = None) -> None:
         raise ModelError(f"'{name}' is {_described(config)}, which fixpatch does not open.", SUBCLASSED)
     top = {key: value for key, value in config.items() if key != "compile_config"}  # never read: compile=False
     for place, named in _named_in(top, ""):
+        if _boundless(named):
+            raise ModelError(f"'{name}' holds a setting that is not finite{place}.", "Save the model with another.")
         if not _known(named, own):
             raise ModelError(
                 f"'{name}' holds {_described(named)}{place}, which fixpatch does not open.", _advice(named)
@@ -101,7 +106,7 @@ def require_known(config: Any, name: str, own: Own | None = None) -> None:
         if fault := _fault_of_call(node):
             raise ModelError(f"'{name}' calls a layer with {fault}{place}, which fixpatch does not open.", TRUST)
     for text in _texts_in(top):
-        if not (text.isprintable() and len(text) <= LONGEST_TEXT):
+        if len(text) > LONGEST_TEXT or any(unicodedata.category(letter) in STEERING for letter in text):
             raise ModelError(f"'{name}' holds text with control characters, or of more than {LONGEST_TEXT:,}.", TRUST)
 
 
@@ -134,6 +139,8 @@ def _known(named: dict, own: Own | None) -> bool:
     kind, module, registered = named["class_name"], named.get("module"), named.get("registered_name")
     if not isinstance(kind, str) or not isinstance(module, (str, type(None))):
         return False
+    if PASSIVE in named:  # legacy deserialisation builds it wherever it stands
+        return False
     if kind in VALUES:
         return True
     if kind == "function":
@@ -144,6 +151,16 @@ def _known(named: dict, own: Own | None) -> bool:
         return bool(own and own(registered, kind))
     known = kind in MODULES.get(module, ()) if module else kind in UNQUALIFIED
     return known or bool(own and kind not in REFUSED and own(module or "", kind))
+
+
+def _boundless(named: dict) -> bool:
+    """Tell whether a layer has an infinite setting; operations may, such as the mask of attention scores."""
+    settings = named.get("config")
+    if not isinstance(settings, dict) or str(named.get("module")).startswith("keras.src.ops"):
+        return False
+    plain = [value for value in settings.values() if isinstance(value, (float, list))]
+    numbers = [number for value in plain for number in (value if isinstance(value, list) else [value])]
+    return named["class_name"] not in VALUES and any(isinstance(n, float) and math.isinf(n) for n in numbers)
 
 
 def _described(named: dict) -> str:

@@ -26,7 +26,7 @@ from fixpatch.allowlist import count_calls, read_config, require_known
 from fixpatch.apart import limit_resources
 from fixpatch.archives import read_archive
 from fixpatch.errors import FixpatchError, ModelError, UnsafeError, require_safe
-from fixpatch.legacy import is_old, modernise, renew_file
+from fixpatch.legacy import is_old_file, modernise, renew_file
 from fixpatch.ownclasses import import_classes
 from fixpatch.storage import open_hdf5, plain_blocks, require_safe_weights, text_attribute
 from fixpatch.vetting import NOT_LOADED, brief, model_format
@@ -59,11 +59,11 @@ def look(job: Job) -> Job:
     foreign: list[tuple[str, str]] = []
     with open_hdf5(archive.get("model.weights.h5", path)) as file:
         config = read_config(archive["config.json"] if archive else text_attribute(file, "model_config"), name)
-        old = form == "h5" and is_old(str(file.attrs.get("keras_version", "")))
-        config = modernise(config) if old else config
-        calls = count_calls(config, name)
-        if not job["trust"]:
-            require_known(config, name, collect_in(foreign) if job["imports"] else None)
+        calls, old = count_calls(config, name), form == "h5" and is_old_file(file)
+        # An old one also as it will be loaded; and as it stands, whatever is left out of it then.
+        for words in (config, modernise(config)) if old else (config,):
+            if not job["trust"]:
+                require_known(words, name, collect_in(foreign) if job["imports"] else None)
         numbers = require_safe_weights(file, OBJECTS + OBJECTS_PER_CALL * calls)
     return {"form": form, "numbers": numbers, "calls": calls, "foreign": foreign, "old": old}
 
@@ -97,14 +97,27 @@ def build(job: Job) -> Job:
         raise
     except Exception as error:  # Keras raises every kind for a file that it cannot rebuild
         raise ModelError(f"Keras cannot load '{job['name']}': {brief(error)}", NOT_LOADED) from error
-    stored = job["numbers"]
-    counts = {sum(prod(variable.shape) for variable in kind) for kind in (model.weights, model.variables)}
-    # Some versions of Keras write the state of random layers as well.
+    stored, counts = job["numbers"], counts_of(model)
     require_safe(stored in counts, f"it stores {stored:,} weights for the {min(counts):,} of its layers")
     for call in calls(model) if is_graph(model) else ():
         for size in (*map(_size, call.outputs), _attention(call)):
             require_safe(size <= MOST_FEATURES, f"'{call.path}' puts out {size:,} numbers for one image")
     return {}
+
+
+def counts_of(model: Any) -> set[int]:
+    """Return how many numbers a file of `model` may hold.
+
+    Its weights; with the state of random layers, which some versions of Keras write too; or what its layers write, of
+    which some write a weight twice (SpectralNormalization) or merged with another (LoRA).
+    """
+    written: dict[Any, Any] = {}
+    for number, layer in enumerate(model._flatten_layers()):
+        own: dict[str, Any] = {}
+        layer.save_own_variables(own)
+        written |= {(number, key): value for key, value in own.items()}
+    kinds = (model.weights, model.variables, written.values())
+    return {sum(prod(variable.shape) for variable in kind) for kind in kinds}
 
 
 def _size(tensor: Any) -> int:

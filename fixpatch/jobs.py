@@ -89,10 +89,10 @@ def train_files(
         patch = train_recipe(
             base, loaded, recipe, state, keep_hashes=keep_hashes, resume=resume, cache=cache, listener=listener
         )
-        if patched_model is not None:
-            save_model(patch.apply(base), patched_model, force)
         patch.save(out, force)
         write_note(out, _note(patch, model.path, images, loaded, recipe))
+        if patched_model is not None:
+            save_model(patch.apply(base), patched_model, force, trust=model.trust, imports=model.imports)
     return patch
 
 

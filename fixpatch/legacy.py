@@ -36,6 +36,11 @@ def is_old(version: str) -> bool:
     return not version[:1].isdigit() or int(version.partition(".")[0]) < 3
 
 
+def is_old_file(file: h5py.File) -> bool:
+    """Tell whether the configuration in an HDF5 file is an old one: what is checked and what is loaded depend on it."""
+    return is_old(_text(file.attrs.get("keras_version", "")))
+
+
 def renew_file(path: Path) -> bool:
     """Write a new configuration into an HDF5 file of Keras 1 or 2, and tell whether it was one.
 
@@ -43,7 +48,7 @@ def renew_file(path: Path) -> bool:
         path: A copy of one's own, found safe to open.
     """
     with h5py.File(path, "r+") as file:
-        if not is_old(_text(file.attrs.get("keras_version", ""))):
+        if not is_old_file(file):
             return False
         file.attrs["model_config"] = json.dumps(modernise(json.loads(_text(file.attrs["model_config"]))))
         file.attrs["keras_version"] = "3"

@@ -157,8 +157,13 @@ def as_base(model: keras.Model, *, input_range: tuple[float, float] | None = Non
     return Base(model, logits, head, input_range or detected or (0.0, 1.0), source, name)
 
 
-def save_model(model: keras.Model, path: Path, force: bool = False) -> None:
+def save_model(
+    model: keras.Model, path: Path, force: bool = False, *, trust: bool = False, imports: Sequence[str] = ()
+) -> None:
     """Write `model` for plain Keras, in the format that the suffix of `path` names (`.keras`, `.h5`).
+
+    Args:
+        trust, imports: As it was loaded with.
 
     Raises:
         SettingError: Another suffix, or `path` exists and `force` is not set.
@@ -174,17 +179,18 @@ def save_model(model: keras.Model, path: Path, force: bool = False) -> None:
         if path.suffix == ".keras":
             model.save(beside)
         else:
-            _save_hdf5(model, beside, path)
+            _save_hdf5(model, beside, path, trust, imports)
 
 
-def _save_hdf5(model: keras.Model, beside: Path, path: Path) -> None:
+def _save_hdf5(model: keras.Model, beside: Path, path: Path, trust: bool, imports: Sequence[str]) -> None:
     """Write HDF5 and read it back: Keras writes plain operations and some layers in a form that it cannot read."""
     log = logging.getLogger("absl")  # where Keras says that HDF5 is legacy; the user chose it
     level = log.level
     log.setLevel(logging.ERROR)
     try:
         model.save(beside)
-        keras.models.load_model(beside, compile=False, safe_mode=True)
+        own = import_classes(imports)
+        keras.models.load_model(beside, custom_objects=own, compile=False, safe_mode=not trust)
     except OSError:
         raise
     except Exception as error:  # of every kind, as in `_load_file`

@@ -28,8 +28,15 @@ def import_classes(modules: Sequence[str]) -> dict[str, Any]:
         except Exception as error:  # the module is the user's and may fail in any way
             problem = f"'{name}' cannot be imported: {type(error).__name__}: {error}."
             raise SettingError(problem, "--import takes the name of a Python module, as `import` does.") from error
-        found |= {key: value for key, value in vars(module).items() if _is_own(value)}
+        members = {key: value for key, value in vars(module).items() if _is_own(value)}
+        found |= members | {_registered_name(value): value for value in members.values()}
     return found
+
+
+def _registered_name(value: Any) -> str:
+    import keras
+
+    return str(keras.saving.get_registered_name(value))
 
 
 def _is_own(value: Any) -> bool:

@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import tempfile
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +26,7 @@ LARGEST = 2**32
 ONCE_SECONDS = 600
 MORE_ROOM = "Free some space, or let TMPDIR name another folder."
 Job = dict[str, Any]
+TOLD: dict[str, Callable[[Any], Any]] = {"form": str, "numbers": int, "calls": int, "foreign": list, "old": bool}
 
 
 @dataclass
@@ -237,7 +238,10 @@ def _copied(path: Path, folder: Path) -> Path:
     if is_saved_model(path):
         from fixpatch.savedmodel import convert_saved_model
 
-        convert_saved_model(path, copy.with_suffix(".h5"))
+        try:
+            convert_saved_model(path, copy.with_suffix(".h5"))
+        except ModelError as error:
+            raise ModelError(_printable(error.message), _printable(error.hint)) from error
         copy.with_suffix(".h5").rename(copy)
     else:
         shutil.copyfile(path, copy)
@@ -251,7 +255,9 @@ def _examined(copy: Path, name: str, trust: bool, imports: tuple[str, ...]) -> G
     job |= {"trust": trust, "imports": list(imports)}
     known = _passed.get(digest)
     with _as_model_error(name):
-        job |= known or ask(job)
+        told = known or ask(job)
+        # These and no others: a child that was taken over must not choose what is imported, trusted or opened.
+        job |= {key: kind(told[key]) for key, kind in TOLD.items() if key in told}
         if job["old"]:
             ask(job | {"job": "renew"})
     job |= {"job": "build", "path": str(copy.with_suffix(SUFFIXES[job["form"]]))}

@@ -19,11 +19,12 @@ from fixpatch.allowlist import count_calls, read_config, require_known
 from fixpatch.apart import command_for, limit_resources
 from fixpatch.errors import FixpatchError, ModelError
 from fixpatch.legacy import modernise, renew_file
+from fixpatch.vetting import has_holes
 
 INSTALL = "Install it with `pip install 'fixpatch[saved-model]'`."
 REWRITE = "Load it where it was made and save the Keras model itself: model.save('model.keras')."
 SECONDS = 600
-LARGEST_CONFIG = 2**26
+LARGEST, LARGEST_CONFIG = 2**32, 2**26
 MEMORY, MEMORY_PER_BYTE = 2**31, 8
 
 
@@ -55,9 +56,17 @@ def _require_files(folder: Path) -> None:
             "and the layers are not in it.",
             REWRITE,
         )
-    data = [folder / "keras_metadata.pb", *sorted((folder / "variables").glob("variables.*"))]
+    data = [folder / "keras_metadata.pb", *_weight_files(folder)]
     if len(data) < 3 or not all(path.is_file() and not path.is_symlink() for path in data):
         raise ModelError(f"'{folder}' has no weights in its folder 'variables'.", "Is it complete? Copy it again.")
+    size = sum(path.stat().st_size for path in data)
+    if size > LARGEST or data[0].stat().st_size > LARGEST_CONFIG or any(map(has_holes, data)):
+        raise ModelError(f"'{folder}' has {size:,} bytes, or holes where they should be.", "Is it a model?")
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """Return the files of the checkpoint: TensorFlow reads these and no others."""
+    return sorted((folder / "variables").glob("variables.*"))
 
 
 def convert_here(folder: Path, out: Path) -> None:
@@ -66,7 +75,7 @@ def convert_here(folder: Path, out: Path) -> None:
     count_calls(config, str(folder))
     require_known(config, str(folder))  # this is built here
     require_known(modernise(config), str(folder))  # and this is what is written
-    size = sum(path.stat().st_size for path in (folder / "variables").iterdir())
+    size = sum(path.stat().st_size for path in _weight_files(folder))
     limit_resources(seconds=SECONDS, memory=MEMORY + MEMORY_PER_BYTE * size, largest_file=2 * size + 2**26)
     model = build(config, folder)
     load_weights(model, folder)
@@ -79,8 +88,6 @@ def config_of(folder: Path) -> dict[str, Any]:
     from tf_keras.protobuf import saved_metadata_pb2
 
     data = (folder / "keras_metadata.pb").read_bytes()
-    if len(data) > LARGEST_CONFIG:
-        raise ModelError(f"'{folder}' has a configuration of {len(data):,} bytes.", "Is it a model?")
     nodes = saved_metadata_pb2.SavedMetadata.FromString(data).nodes
     roots = [node for node in nodes if node.node_path == "root"]
     config = read_config(roots[0].metadata.encode(), str(folder)) if roots else {}

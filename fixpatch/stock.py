@@ -25,15 +25,15 @@ LAYERS = names(
     GlobalAveragePooling1D GlobalAveragePooling2D GlobalAveragePooling3D GlobalAvgPool1D GlobalAvgPool2D
     GlobalAvgPool3D GlobalMaxPool1D GlobalMaxPool2D GlobalMaxPool3D GlobalMaxPooling1D GlobalMaxPooling2D
     GlobalMaxPooling3D GroupNormalization GroupQueryAttention Identity InputLayer LSTM LSTMCell LayerNormalization
-    LeakyReLU Masking MaxPool1D MaxPool2D MaxPool3D MaxPooling1D MaxPooling2D MaxPooling3D Maximum Minimum
-    MixUp MultiHeadAttention Multiply Normalization PReLU Permute RMSNormalization RNN RandAugment RandomBrightness
+    LeakyReLU Masking MaxPool1D MaxPool2D MaxPool3D MaxPooling1D MaxPooling2D MaxPooling3D Maximum Minimum MixUp
+    MultiHeadAttention Multiply Normalization PReLU Permute Pipeline RMSNormalization RNN RandAugment RandomBrightness
     RandomColorDegeneration RandomColorJitter RandomContrast RandomCrop RandomElasticTransform RandomErasing RandomFlip
     RandomGaussianBlur RandomGrayscale RandomHue RandomInvert RandomPerspective RandomPosterization RandomRotation
     RandomSaturation RandomSharpness RandomShear RandomTranslation RandomZoom ReLU RepeatVector Rescaling Reshape
     Resizing ReversibleEmbedding SeparableConv1D SeparableConv2D SeparableConvolution1D SeparableConvolution2D
     SimpleRNN SimpleRNNCell Softmax Solarization SpatialDropout1D SpatialDropout2D SpatialDropout3D
-    SpectralNormalization StackedRNNCells Subtract TimeDistributed UnitNormalization UpSampling1D
-    UpSampling2D UpSampling3D ZeroPadding1D ZeroPadding2D ZeroPadding3D
+    SpectralNormalization StackedRNNCells Subtract TimeDistributed UnitNormalization UpSampling1D UpSampling2D
+    UpSampling3D ZeroPadding1D ZeroPadding2D ZeroPadding3D
     """
 )
 INITIALIZERS = names(
@@ -56,14 +56,15 @@ ACTIVATIONS = names(
 )
 OPERATIONS = {
     "numpy": """
-    Abs Absolute Add Amax Amin Any All Append Arctan Arctan2 Argmax Argmin Average BroadcastTo Ceil Clip Concatenate
-    Copy Cos Cosh Cumprod Cumsum Diagonal Diff Divide DivideNoNan Dot Einsum Equal Exp Exp2 ExpandDims Expm1 Fabs Flip
-    Fliplr Flipud Floor FloorDivide Fmax Fmin GetItem Greater GreaterEqual Hstack Hypot Isfinite Less LessEqual Log
-    Log10 Log1p Log2 Logaddexp LogicalAnd LogicalNot LogicalOr Matmul Max Maximum Mean Median Min Minimum Mod Moveaxis
-    Multiply NanToNum Negative NotEqual OnesLike Outer Pad Power Prod Ravel Reciprocal Repeat Reshape Roll Rot90 Round
-    Sign Sin Sinh Sort Split Sqrt Square Squeeze Stack Std Subtract Sum Swapaxes Take TakeAlongAxis Tan Tanh Tensordot
-    Tile Transpose Tril Triu TrueDivide Trunc Var Vdot Vstack Where ZerosLike
-    """,
+        Abs Absolute Add Amax Amin Any All Append Arctan Arctan2 Argmax Argmin Average BroadcastTo Ceil Clip
+        Concatenate Copy Cos Cosh Cumprod Cumsum Diagonal Diff Divide DivideNoNan Dot Einsum Equal Exp Exp2 ExpandDims
+        Expm1 Fabs Flip Fliplr Flipud Floor FloorDivide FullLike Fmax Fmin GetItem Greater GreaterEqual Hstack Hypot
+        Isfinite Isinf Isnan Less LessEqual Log Log10 Log1p Log2 Logaddexp LogicalAnd LogicalNot LogicalOr Matmul Max
+        Maximum Mean Median Min Minimum Mod Moveaxis Multiply NanToNum Negative NotEqual OnesLike Outer Pad Power Prod
+        Ravel Reciprocal Repeat Reshape Roll Rot90 Round Sign Sin Sinh Sort Split Sqrt Square Squeeze Stack Std
+        Subtract Sum Swapaxes Take TakeAlongAxis Tan Tanh Tensordot Tile Transpose Tril Triu TrueDivide Trunc Var Vdot
+        Vstack Where ZerosLike
+        """,
     "nn": """
     AdaptiveAveragePool AdaptiveMaxPool AveragePool BatchNorm Celu Conv ConvTranspose DepthToSpace DepthwiseConv
     DotProductAttention Elu Gelu Glu HardShrink HardSigmoid HardSilu HardTanh LayerNorm LeakyRelu LogSigmoid LogSoftmax
@@ -91,7 +92,9 @@ METRICS = names(
     SquaredHinge Sum TopKCategoricalAccuracy TrueNegatives TruePositives
     """
 )
-OPTIMIZERS = names("Adadelta Adafactor Adagrad Adam AdamW Adamax Ftrl Lamb Lion LossScaleOptimizer Nadam RMSprop SGD")
+OPTIMIZERS = names(
+    "Adadelta Adafactor Adagrad Adam AdamW Adamax Ftrl Lamb Lion LossScaleOptimizer Muon Nadam RMSprop SGD"
+)
 SCHEDULES = names(
     """
     CosineDecay CosineDecayRestarts ExponentialDecay InverseTimeDecay PiecewiseConstantDecay PolynomialDecay
@@ -105,12 +108,14 @@ MODULES: dict[str, frozenset[str]] = {
     "keras.src.models.model": names("Model"),
     "keras.src.models.sequential": names("Sequential"),
     "keras.layers": LAYERS,
-    "keras.src.applications.convnext": names("LayerScale"),
+    "keras.src.applications.convnext": names("LayerScale StochasticDepth"),
+    "keras.src.applications.inception_resnet_v2": names("CustomScaleLayer"),
     "keras.initializers": INITIALIZERS,
     "keras.regularizers": REGULARIZERS,
     "keras.constraints": CONSTRAINTS,
     "keras.dtype_policies": POLICIES,
     "keras.mixed_precision": names("Policy"),  # of Keras 2
+    "keras.quantizers": names("AbsMaxQuantizer Float8QuantizationConfig Int4QuantizationConfig Int8QuantizationConfig"),
     "keras.losses": LOSSES,
     "keras.metrics": METRICS,
     "keras.optimizers": OPTIMIZERS,
@@ -118,7 +123,9 @@ MODULES: dict[str, frozenset[str]] = {
     **{f"keras.src.ops.{module}": names(listed) for module, listed in OPERATIONS.items()},
 }
 # Files of Keras 1 and 2 name no module.
-UNQUALIFIED = MODELS | LAYERS | INITIALIZERS | REGULARIZERS | CONSTRAINTS | POLICIES | names("Policy")
+UNQUALIFIED = (
+    MODELS | LAYERS | INITIALIZERS | REGULARIZERS | CONSTRAINTS | POLICIES | names("GroupedQueryAttention Policy")
+)
 # Classes of Keras that run what the file holds, or read what it names, whoever says they are his own.
 REFUSED = names(
     "Lambda TFSMLayer TorchModuleWrapper JaxLayer FlaxLayer StringLookup IntegerLookup TextVectorization __lambda__"
