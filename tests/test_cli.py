@@ -314,7 +314,11 @@ def test_module_runs_like_the_command(tmp_path: Path) -> None:
     assert "--nope" in run.stderr
 
 
-@pytest.mark.parametrize("line", ["inspect", "eval -q --attack fgsm --limit 4"], ids=lambda line: line.split()[0])
+@pytest.mark.parametrize(
+    "line",
+    [pytest.param("inspect", marks=pytest.mark.slow), "eval -q --attack fgsm --limit 4"],
+    ids=lambda line: line.split()[0],
+)
 def test_tensorflow_and_art_print_nothing_of_their_own(four: Lines, line: str) -> None:
     run = subprocess.run(
         [*COMMAND, *line.split()], env=ENV, cwd=four.folder, capture_output=True, text=True, check=False

@@ -169,6 +169,7 @@ def test_same_input_target_starts_at_zero_drift(base: Base, pairs: tuple) -> Non
     assert np.allclose(plainly(out["distill"]), 2e-3), "two splits, each the root of the constant"
 
 
+@pytest.mark.slow
 def test_features_too_large_to_keep_train_alike(
     base: Base, pairs: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

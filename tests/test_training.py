@@ -103,7 +103,8 @@ def test_refusals_come_before_the_work(base: Base, small: ImageSet) -> None:
         fixpatch.train(base, small, SPLITS, epoch=3)
 
 
-@pytest.mark.parametrize("steps", [*(pytest.param(n, marks=pytest.mark.slow) for n in (30, 121)), 124])
+@pytest.mark.slow  # test_fit interrupts the fitting in the default run
+@pytest.mark.parametrize("steps", [30, 121, 124])
 def test_interrupted_run_resumes_to_the_same_bytes(
     model_file: Path, small: ImageSet, patch_file: Path, tmp_path: Path, steps: int
 ) -> None:
