@@ -13,7 +13,7 @@ from fixpatch.config import ModelFile
 def load_room(name: str, model: ModelFile | None = None) -> ModuleType:
     """Import a module that needs TensorFlow, whose messages on that occasion are no news to anybody.
 
-    A model that is not safe to open is refused before; the rest of the look at it goes on meanwhile.
+    A model that is not safe to open is refused before; building a large one goes on meanwhile.
     """
     if model is not None:
         if model.trust:

@@ -6,6 +6,7 @@ import atexit
 import hashlib
 import json
 import os
+import select
 import shutil
 import subprocess
 import tempfile
@@ -24,6 +25,7 @@ from fixpatch.vetting import FETCH_AGAIN, SUFFIXES, has_holes, is_saved_model, r
 
 LARGEST = 2**32
 ONCE_SECONDS = 600
+GLANCE_SECONDS = 4.0  # a small model is built by then: what is refused need not wait for TensorFlow
 MORE_ROOM = "Free some space, or let TMPDIR name another folder."
 Job = dict[str, Any]
 TOLD: dict[str, Callable[[Any], Any]] = {"form": str, "numbers": int, "calls": int, "foreign": list, "old": bool}
@@ -75,6 +77,13 @@ class Examiner:
                 for waiting in self.waiting:
                     self._send(waiting.job)
         return _told(question.said)
+
+    def glance(self, question: Question, seconds: float) -> None:
+        """Wait a little for what the examiner says of a job; raises as `answer` does if it was said by then."""
+        assert self.process is not None
+        assert self.process.stdout is not None
+        if select.select([self.process.stdout], [], [], seconds)[0]:
+            self.answer(question)
 
     def _lives(self) -> bool:
         # After a fork, the pipes are the other process's.
@@ -182,14 +191,17 @@ _begun: dict[tuple[Any, ...], Guest] = {}
 
 
 def begin(path: Path, *, trust: bool = False, imports: Sequence[str] = ()) -> None:
-    """Take a model file in and look at it; building it goes on in the examiner until `admitted` asks.
+    """Take a model file in and look at it; building it may go on in the examiner until `admitted` asks.
 
     Raises:
-        ModelError: It is not safe to open.
+        ModelError: It is not safe to open, and that was found before long.
     """
     key = (path.absolute(), trust, tuple(imports))
     if key not in _begun:
-        _begun[key] = _take_in(path, trust, tuple(imports))
+        guest = _begun[key] = _take_in(path, trust, tuple(imports))
+        if guest.building is not None:
+            with _as_model_error(str(path)):
+                EXAMINER.glance(guest.building, GLANCE_SECONDS)
 
 
 def dismiss() -> None:
