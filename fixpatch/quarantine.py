@@ -41,7 +41,13 @@ class Question:
 
 @dataclass
 class Examiner:
-    """The process that looks at files; it starts with the first job, and anew where it has gone."""
+    """The process that looks at files; it starts with the first job, and anew where it has gone.
+
+    Attributes:
+        owner: Id of the process that started it; a fork of that has to start its own.
+        anew: It was started again for a job that got no answer, and once is enough.
+        waiting: Jobs without an answer, in the order of the answers to come.
+    """
 
     process: subprocess.Popen | None = None
     owner: int = 0

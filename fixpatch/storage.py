@@ -145,11 +145,12 @@ def _require_finite(dataset: h5py.Dataset, path: str) -> None:
 
 
 def text_attribute(file: h5py.File, name: str) -> bytes:
-    """Return an attribute of the root that `require_safe_weights` has seen, as bytes.
+    """Return an attribute of the root as bytes, after a look at all of them.
 
     Raises:
-        UnsafeError: It is no single text.
+        UnsafeError: It is no single text, or one of them is odd.
     """
+    require_attributes(file["/"], "/")
     value = file.attrs[name]
     require_safe(isinstance(value, (str, bytes)), f"its attribute '{name}' is no text")
     return value.encode() if isinstance(value, str) else bytes(value)

@@ -192,6 +192,16 @@ class TestOldFiles:
             require_known(config, "m")
 
 
+def test_an_attribute_is_looked_at_before_it_is_read(tmp_path: Path) -> None:
+    """An attribute may be of any type and size; this one is a list of references into the file."""
+    classifier().save(tmp_path / "m.h5")
+    with h5py.File(tmp_path / "m.h5", "r+") as file:
+        del file.attrs["model_config"]
+        file.attrs.create("model_config", [file.ref, file.ref], dtype=h5py.ref_dtype)
+    with pytest.raises(ModelError, match="neither text nor a number"):
+        fixpatch.load(tmp_path / "m.h5")
+
+
 class TestNoFalseAlarm:
     """Files that Keras writes, each in its own way unusual."""
 
