@@ -7,11 +7,13 @@ from typing import Annotated
 
 import typer
 
-from fixpatch import __version__, console
+from fixpatch import __version__, console, scoreboard, tables
 from fixpatch import options as opt
-from fixpatch.config import ATTACKERS, PAPER_ATTACKS, RECIPE, build_recipe
+from fixpatch.config import RECIPE, build_recipe
+from fixpatch.endings import hold_to_bar, repeating, require_bar
 from fixpatch.loading import load_room
 from fixpatch.progress import progress
+from fixpatch.threats import NAMED_ATTACKS
 
 
 def train(
@@ -21,11 +23,14 @@ def train(
     out: opt.PatchOut = Path("patch.h5"),
     save_model: opt.SaveModel = None,
     attack: opt.Attack = "autopgd",
+    attacker: opt.Trainer = None,
     attack_labels: opt.AttackLabels = None,
     eps: opt.Eps = None,
     eps_step: opt.EpsStep = None,
     steps: opt.Steps = None,
     restarts: opt.Restarts = None,
+    norm: opt.Norm = None,
+    targets: opt.Targets = None,
     loss: opt.Loss = None,
     precision: opt.Precision = None,
     delta: opt.Delta = None,
@@ -50,6 +55,7 @@ def train(
     imports: opt.Imports = None,
     skip_unreadable: opt.Skip = False,
     hashes: opt.Hashes = True,
+    tensorboard: opt.TensorBoard = None,
     resume: opt.Resume = False,
     cache: opt.CacheFolder = None,
     no_cache: opt.NoCache = False,
@@ -70,6 +76,7 @@ def train(
             recipe,
             out,
             keep_hashes=hashes,
+            logs=tensorboard,
             patched_model=save_model,
             force=force,
             resume=resume,
@@ -80,23 +87,27 @@ def train(
     if as_json:
         console.show_json("train", __version__, {"result": console.as_result(patch.facts)})
     else:
-        console.show_training(patch.facts, out, quiet)
+        tables.show_training(patch.facts, out, quiet)
 
 
 def evaluate(
+    ctx: typer.Context,
     model: opt.Model = Path("model.keras"),
     patch: Annotated[Path | None, opt.option("--patch", "Patch file; patch.h5 where it fits.")] = None,
     use_patch: Annotated[bool, typer.Option("--with-patch/--no-patch", help="--no-patch: the base alone.")] = True,
     data: opt.Data = None,
-    attack: Annotated[str, opt.option("--attack", f"Attacks, with commas: {', '.join(PAPER_ATTACKS)}.")] = "autopgd",
-    attacker: Annotated[
-        list[str] | None, opt.option("--attacker", f"Whom to attack, repeatable: {', '.join(ATTACKERS)}.")
-    ] = None,
+    attack: opt.Attacks = None,
+    attacker: opt.Attackers = None,
+    budget: opt.Spend = "quick",
+    surrogate: opt.Surrogate = None,
+    surrogate_data: opt.SurrogateData = None,
     attack_labels: opt.AttackLabels = None,
     eps: opt.Eps = None,
     eps_step: opt.EpsStep = None,
     steps: opt.Steps = None,
     restarts: opt.Restarts = None,
+    norm: opt.Norm = None,
+    targets: opt.Targets = None,
     loss: opt.Loss = None,
     precision: opt.Precision = None,
     limit: opt.Limit = None,
@@ -106,14 +117,23 @@ def evaluate(
     trust: opt.Trust = False,
     imports: opt.Imports = None,
     skip_unreadable: opt.Skip = False,
+    report: opt.Report = None,
+    fail_under: opt.FailUnder = None,
+    resume: opt.Resume = False,
     cache: opt.CacheFolder = None,
     no_cache: opt.NoCache = False,
     cache_cap: opt.CacheCap = None,
+    force: opt.Force = False,
     quiet: opt.Quiet = False,
+    verbose: opt.Verbose = False,
     as_json: opt.Json = False,
+    as_csv: opt.Csv = False,
 ) -> None:
-    """Measure base and patched model side by side, attacked by one who knows the base and one who knows the patch."""
-    budget = {name: value for name, value in locals().items() if name in opt.BUDGET}
+    """Measure base and patched model side by side, by attackers who know more and more, and check the figures."""
+    tuned = {name: value for name, value in locals().items() if name in opt.BUDGET}
+    opt.require_one_form(json=as_json, csv=as_csv)
+    attackers = opt.parse_names(",".join(attacker)) if attacker else None
+    require_bar(fail_under, attackers, use_patch)
     source = opt.model_file(model, input_range, trust, imports)
     jobs = load_room("jobs", source)
     with progress(quiet) as listener:
@@ -122,17 +142,30 @@ def evaluate(
             patch,
             jobs.Images(data, opt.parse_names(classes) or None, skip_unreadable, limit),
             use_patch=use_patch,
-            attacks=opt.parse_names(attack),
-            budget=budget,
-            attackers=opt.parse_names(",".join(attacker or ATTACKERS)),
+            attacks=None if attack is None else opt.parse_names(attack),
+            budget=tuned,
+            attackers=attackers,
+            spend=budget,
+            surrogate=surrogate,
+            surrogate_data=surrogate_data,
             seed=seed,
+            resume=resume,
+            report=report,
+            command=repeating(ctx),
+            force=force,
             cache=jobs.open_cache(not no_cache and (cache or True), cache_cap, listener.say),
             listener=listener,
         )
     if as_json:
         console.show_json("eval", __version__, {"result": console.as_result(result)})
+    elif as_csv:
+        scoreboard.write_csv(result)
+        console.show_warnings(result.warnings, quiet)
     else:
-        console.show_evaluation(result, quiet)
+        scoreboard.show_evaluation(result, quiet, verbose)
+    if report is not None:
+        console.err(quiet).print(f"report: {console.plain(str(report))}")
+    hold_to_bar(result, fail_under, quiet)
 
 
 def craft(
@@ -140,12 +173,14 @@ def craft(
     patch: Annotated[Path | None, opt.option("--patch", "Attack the model with this patch.")] = None,
     data: opt.Data = None,
     out: Annotated[Path, opt.option("--out", "The .npz file to write.", "-o")] = Path("adversarial.npz"),
-    attack: Annotated[str, opt.option("--attack", f"One of {', '.join(PAPER_ATTACKS)}.")] = "autopgd",
+    attack: Annotated[str, opt.option("--attack", f"One of {', '.join(NAMED_ATTACKS)}.")] = "autopgd",
     attack_labels: opt.AttackLabels = None,
     eps: opt.Eps = None,
     eps_step: opt.EpsStep = None,
     steps: opt.Steps = None,
     restarts: opt.Restarts = None,
+    norm: opt.Norm = None,
+    targets: opt.Targets = None,
     loss: opt.Loss = None,
     precision: opt.Precision = None,
     limit: opt.Limit = None,
@@ -182,4 +217,4 @@ def craft(
     if as_json:
         console.show_json("craft", __version__, {"result": {"out": str(out), **console.as_result(facts)}})
     else:
-        console.show_crafting(facts, out)
+        tables.show_crafting(facts, out)

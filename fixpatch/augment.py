@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fixpatch.config import AUGMENTS, require_choice
+from fixpatch.config import AUGMENTS
+from fixpatch.parsing import require_choice
 
 if TYPE_CHECKING:
     import albumentations

@@ -49,6 +49,40 @@ def forward(model: keras.Model) -> Scores:
     return _compiler()[1](model)
 
 
+def expected_gradients(run: Gradients, passes: int) -> Gradients:
+    """Return `run` averaged over so many passes (expectation over transformations, Athalye et al. 2018).
+
+    Values and gradients are means; logits are those of `expected_scores`.
+    """
+
+    def expected(x: Array, y: Array) -> tuple[Array, Array, Array]:
+        value, logits, gradient = (part.copy() for part in run(x, y))
+        every = [logits]
+        for _ in range(passes - 1):
+            more = run(x, y)
+            value, gradient = value + more[0], gradient + more[2]
+            every.append(more[1])
+        return value / passes, _log_of_mean(every), gradient / passes
+
+    return expected
+
+
+def expected_scores(run: Scores, passes: int) -> Scores:
+    """Return `run` with the logarithm of the mean probabilities of so many passes for its answer.
+
+    The mean of logits would let one pass that is very sure outvote all the others.
+    """
+    return lambda x: _log_of_mean([run(x) for _ in range(passes)])
+
+
+def _log_of_mean(logits: list[Array]) -> Array:
+    each = np.stack(logits).astype(np.float64)
+    each -= each.max(-1, keepdims=True)
+    chances = np.exp(each)
+    mean = (chances / chances.sum(-1, keepdims=True)).mean(0)
+    return np.log(np.maximum(mean, 1e-30)).astype(np.float32)
+
+
 def open_saved_model(folder: Path) -> Scores:
     """Open a SavedModel by the signature that its servers call, with TensorFlow, whatever Keras runs on.
 
@@ -88,7 +122,8 @@ def _gradient_in_tensorflow(model: keras.Model, objective: Objective) -> Gradien
             tape.watch(x)
             logits = model(x, training=False)
             value = objective(logits, y)
-        return value, logits, tape.gradient(value, x)
+        # A model that rounds has no gradient at all: zeros, which the checks find, in place of None.
+        return value, logits, tape.gradient(value, x, unconnected_gradients="zero")
 
     return lambda x, y: tuple(part.numpy() for part in compiled(tf.constant(x), tf.constant(y)))
 

@@ -16,8 +16,8 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from fixpatch.config import parse_fraction, require_range
 from fixpatch.errors import FixpatchError
+from fixpatch.parsing import parse_fraction, require_range
 from fixpatch.results import CacheFacts
 
 Array = np.ndarray

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from fixpatch import __version__, console
+from fixpatch import __version__, console, tables
 from fixpatch import options as opt
 
 app = typer.Typer(name="cache", no_args_is_help=True, help="Show or clear the cache of adversarial pairs.")
@@ -24,7 +24,7 @@ def show(cache: opt.CacheFolder = None, cache_cap: opt.CacheCap = None, as_json:
     console.out().print(f"[bold]{console.plain(facts.folder)}[/]")
     size = f"{bytes_of(facts.bytes)} of {bytes_of(facts.cap_bytes)}"
     used = {"oldest use": facts.oldest_use, "newest use": facts.newest_use}
-    console.show_facts({"entries": facts.entries, "size": size, **used})
+    tables.show_facts({"entries": facts.entries, "size": size, **used})
 
 
 @app.command()

@@ -16,13 +16,15 @@ import numpy as np
 from art.estimators.classification.classifier import ClassGradientsMixin, ClassifierMixin
 from art.estimators.estimator import BaseEstimator, LossGradientsMixin
 
-from fixpatch.backends import forward, value_and_gradient
-from fixpatch.config import PRECISIONS, require_choice
+from fixpatch.backends import expected_gradients, expected_scores, forward, value_and_gradient
+from fixpatch.graph import calls, channels_first
 from fixpatch.heads import logits_view
 from fixpatch.lean import lean_copy
 from fixpatch.memory import Memory, Scores, rows_held
-from fixpatch.objectives import objective_named, one_logit
-from fixpatch.tracker import AllBroken, Tracker
+from fixpatch.objectives import aim, objective_named, one_logit
+from fixpatch.parsing import require_choice
+from fixpatch.threats import PRECISIONS
+from fixpatch.tracker import AllBroken, Tracker, lengths
 
 Array = np.ndarray
 
@@ -41,6 +43,10 @@ class KerasClassifier(ClassGradientsMixin, ClassifierMixin, LossGradientsMixin, 
         loss: What `compute_loss` and `loss_gradient` are of: `cross-entropy`, or `dlr`, the difference-of-logits ratio.
         precision: `float32`, or `bfloat16` for a copy that computes in it; outputs are float32.
         lean: False computes on the model itself, in its own precision; call `forget` when its weights change.
+        samples: Passes of a model whose answers are random that each answer stands for: loss and gradient are means
+            over them (expectation over transformations, Athalye et al. 2018), logits the logarithm of the mean
+            probability. More than one computes on the model itself.
+        joint: The model is a `joint_model`: its cross-entropy is the sum of the models' own.
 
     Raises:
         SettingError: An unknown loss or precision, DLR for fewer than three classes, or a backend that Keras has and
@@ -57,14 +63,17 @@ class KerasClassifier(ClassGradientsMixin, ClassifierMixin, LossGradientsMixin, 
         loss: str = "cross-entropy",
         precision: str = "float32",
         lean: bool = True,
+        samples: int = 1,
+        joint: bool = False,
     ) -> None:
         require_choice(precision, PRECISIONS, "--precision")
         self._logits, _ = logits_view(model)
         super().__init__(model=model, clip_values=input_range)
         self.nb_classes = int(self._logits.outputs[0].shape[-1])
         self.batch_size, self.loss, self.precision = batch_size, loss, precision
-        self._objective = objective_named(loss, self.nb_classes)
-        self._lean = lean_copy(self._logits, precision) if lean else self._logits
+        self.samples, self.joint = samples, joint
+        self._objective = objective_named(loss, self.nb_classes, joint=joint)
+        self._lean = lean_copy(self._logits, precision) if lean and samples == 1 else self._logits
         self._functions: dict[Callable, Callable] = {}
         self._memories: dict[Callable, Memory] = {}
         self._scores = Scores()
@@ -75,6 +84,11 @@ class KerasClassifier(ClassGradientsMixin, ClassifierMixin, LossGradientsMixin, 
     def input_shape(self) -> tuple[int, ...]:
         """Shape of one image as the model takes it."""
         return tuple(size or 32 for size in self._logits.inputs[0].shape[1:])
+
+    @cached_property
+    def channels_first(self) -> bool:
+        """Whether images go in as `(C, H, W)`."""
+        return channels_first(calls(self._logits))
 
     @cached_property
     def exact(self) -> KerasClassifier:
@@ -110,8 +124,9 @@ class KerasClassifier(ClassGradientsMixin, ClassifierMixin, LossGradientsMixin, 
                 other.forget()
 
     def _like(self, model: keras.Model, **changes: Any) -> KerasClassifier:
-        settings = {"input_range": self.clip_values, "batch_size": self.batch_size}
-        return KerasClassifier(model, **{**settings, "loss": self.loss, "precision": self.precision, **changes})
+        kept = ("batch_size", "loss", "precision", "samples", "joint")
+        settings = {"input_range": self.clip_values, **{name: getattr(self, name) for name in kept}}
+        return KerasClassifier(model, **{**settings, **changes})
 
     def fit(self, x: Array, y: Array, **kwargs: Any) -> None:
         """Refuse: fixpatch trains patches, never the base."""
@@ -122,46 +137,56 @@ class KerasClassifier(ClassGradientsMixin, ClassifierMixin, LossGradientsMixin, 
         del batch_size, kwargs
         x = np.ascontiguousarray(x, np.float32)
         rows = self._rows(x)
-        logits = np.empty((len(x), self.nb_classes), np.float32)
-        known = np.zeros(len(x), bool)
+        logits, known = self._settled_logits(rows)
+        live = ~known
         for memory in self._memories.values():
-            slots = memory.find(rows, x)
+            slots = np.where(live, memory.find(rows, x), -1)
             known |= slots >= 0
             logits[slots >= 0] = memory.logits[slots[slots >= 0], rows[slots >= 0]]
         logits[~known] = self._predict_others(x[~known])
         if self._tracker is None:
             for memory in self._memories.values():
                 memory.start_over()  # an attack looks at where it landed, and goes on to other images
-        self._show_tracker(x, rows, logits)
+        self._show_tracker(x[live], rows[live], logits[live])
         return logits
 
     def compute_loss(self, x: Array, y: Array, reduction: str = "none", **kwargs: Any) -> Array:
         """Return the loss `(B,)` of images `(B, ...)` for labels `(B,)` or one-hot `(B, classes)`."""
-        loss, _ = self._evaluate(x, y, self._objective)
+        loss, _ = self._evaluate(x, *self._asked(x, y))
         return loss if reduction == "none" else getattr(np, reduction)(loss)
 
     def loss_gradient(self, x: Array, y: Array, **kwargs: Any) -> Array:
-        """Return the gradient `(B, ...)` of the loss with respect to the images."""
-        return self._evaluate(x, y, self._objective)[1]
+        """Return the gradient `(B, ...)` of the loss with respect to the images.
+
+        For an attack in the 2-norm it has length 1: ART adds 1e-7 to the length that it divides by, which leaves no
+        step where a confident model's gradient is smaller.
+        """
+        gradient = self._evaluate(x, *self._asked(x, y))[1]
+        if self._tracker is None or self._tracker.norm != "2":
+            return gradient
+        return (gradient / np.maximum(lengths(gradient), 1e-300)).astype(np.float32)
 
     def class_gradient(self, x: Array, label: Any = None, **kwargs: Any) -> Array:
         """Return the gradients of the logits of the classes `label`, `(B, 1, ...)`; `(B, classes, ...)` for None."""
         labels = range(self.nb_classes) if label is None else [label]
-        each = [self._evaluate(x, np.broadcast_to(np.asarray(one), len(x)), one_logit)[1] for one in labels]
+        asked = [np.broadcast_to(np.asarray(one, np.int32), len(x)) for one in labels]
+        each = [self._evaluate(x, one, one_logit)[1] for one in asked]
         return np.stack(each, axis=1)
 
     @contextmanager
-    def tracking(self, x: Array, y: Array, eps: float, *, stop_when_broken: bool = False) -> Iterator[Tracker]:
+    def tracking(self, x: Array, y: Array, eps: float, **settings: Any) -> Iterator[Tracker]:
         """Track the strongest point per image of what an attack tries inside the block.
 
         Args:
             x: Images `(N, ...)` in the model's input range.
             y: Class ids `(N,)`.
-            eps: l_inf radius in units of the input.
-            stop_when_broken: Leave the block as soon as every image is misclassified.
+            eps: Radius in units of the input.
+            settings: `norm`, `settle` and `targets` of `Tracker`. With `settle`, an image that is broken costs no more
+                computation: what is asked about it is answered from its last answers, and the block is left as soon as
+                every image is broken.
         """
         self._memories.clear()
-        self._tracker = Tracker(np.asarray(x, np.float32), np.asarray(y), eps, self.clip_values, stop_when_broken)
+        self._tracker = self.tracker(x, y, eps, **settings)
         try:
             yield self._tracker
         except AllBroken:
@@ -170,12 +195,38 @@ class KerasClassifier(ClassGradientsMixin, ClassifierMixin, LossGradientsMixin, 
             self._tracker = None
             self._memories.clear()
 
+    def tracker(self, x: Array, y: Array, eps: float, **settings: Any) -> Tracker:
+        """Return a tracker that has seen nothing yet, for the input range of this model (see `tracking`)."""
+        x, y = np.asarray(x, np.float32), np.asarray(y)
+        return Tracker(x, y, eps, self.clip_values, joint=self.joint, **settings)
+
+    def _asked(self, x: Array, y: Array) -> tuple[Array, Callable]:
+        """Return the labels and the objective that an attack raises; towards each image's target where it has one."""
+        y = (np.asarray(y).argmax(1) if np.ndim(y) == 2 else np.asarray(y)).astype(np.int32)
+        if self._tracker is None or self._tracker.targets is None:
+            return y, self._objective
+        targets = self._tracker.targets[self._rows(x)].astype(np.int32)
+        return aim(y, targets, self.nb_classes), self._aimed
+
+    @cached_property
+    def _aimed(self) -> Callable:
+        return objective_named(self.loss, self.nb_classes, aimed=True, joint=self.joint)
+
+    def _settled_logits(self, rows: Array) -> tuple[Array, Array]:
+        """Return room for logits `(B, classes)`, filled in for images that are done with, and which these are."""
+        logits, known = np.empty((len(rows), self.nb_classes), np.float32), self._settled(rows)
+        if self._tracker is not None and self._tracker.logits is not None:
+            logits[known] = self._tracker.logits[rows[known]]
+        return logits, known
+
+    def _settled(self, rows: Array) -> Array:
+        return np.zeros(len(rows), bool) if self._tracker is None else self._tracker.settled(rows)
+
     def _evaluate(self, x: Array, y: Array, objective: Callable) -> tuple[Array, Array]:
         """Return values and gradients; remembered points come from memory, the others in compiled batches."""
         x = np.ascontiguousarray(x, np.float32)
-        y = (np.asarray(y).argmax(1) if np.ndim(y) == 2 else np.asarray(y)).astype(np.int32)
         rows, memory = self._rows(x), self._memory(objective, x)
-        slots = memory.find(rows, x, y)
+        slots = memory.find(rows, x, y, self._settled(rows))
         value, gradient = np.empty(len(x), np.float32), np.empty_like(x)
         known = slots >= 0
         value[known] = memory.value[slots[known], rows[known]]
@@ -201,12 +252,14 @@ class KerasClassifier(ClassGradientsMixin, ClassifierMixin, LossGradientsMixin, 
 
     def _compiled(self, objective: Callable) -> Callable:
         if objective not in self._functions:
-            self._functions[objective] = value_and_gradient(self._lean, objective)
+            run = value_and_gradient(self._lean, objective)
+            self._functions[objective] = run if self.samples == 1 else expected_gradients(run, self.samples)
         return self._functions[objective]
 
     @cached_property
     def _forward(self) -> Callable:
-        return forward(self._lean)
+        run = forward(self._lean)
+        return run if self.samples == 1 else expected_scores(run, self.samples)
 
     def _computed(self, x: Array) -> Array:
         """Return logits that no memory holds."""

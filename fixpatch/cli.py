@@ -15,6 +15,7 @@ from fixpatch import options as opt
 from fixpatch.endings import DEBUG, Commands
 from fixpatch.loading import load_room
 from fixpatch.settings import FILE, read_settings
+from fixpatch.wording import per_cent
 
 # TensorFlow, ART and albumentations print nothing of their own.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -68,9 +69,7 @@ def demo(
     talk = console.err()
     talk.print(f"training a small base on handwritten digits in {folder}/ ...")
     accuracy = prepare(folder, force)
-    talk.print(
-        f"it reads {console.per_cent(accuracy)} % of the digits in test/; fixpatch.toml sets eps for what follows"
-    )
+    talk.print(f"it reads {per_cent(accuracy)} % of the digits in test/; fixpatch.toml sets eps for what follows")
     os.chdir(folder)
     RESULTS.mkdir(exist_ok=True)
     for line in LINES:

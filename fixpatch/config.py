@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from fixpatch.errors import SettingError, did_you_mean
+from fixpatch.parsing import brief, require_choice, require_range
+from fixpatch.threats import PRECISIONS, TUNED, AttackConfig, attack_named
 
 AUGMENTS = ("none", "shift", "cifar", "hist")
-ATTACKERS = ("base", "patched")
-LABELS = ("true", "predicted")
 TARGETS = ("natural", "same-input")
-LOSSES = ("cross-entropy", "dlr")
-PRECISIONS = ("float32", "bfloat16")
+TRAINERS = ("base", "patched")  # of `threats.ATTACKERS`, whom the pairs of a training can be made on
+# What `--attacker patched` does unless it is told otherwise: as many steps as 20 epochs of 3 views, each view once.
+MOVING: dict[str, Any] = {"views": 1, "epochs": 60, "patience": 15}
 # What a model can be written as, with the suffixes of each; none means a folder.
 FORMATS: dict[str, tuple[str, ...]] = {
     "keras": (".keras",),
@@ -25,52 +26,6 @@ FORMATS: dict[str, tuple[str, ...]] = {
     "onnx": (".onnx",),
     "litert": (".tflite", ".litert"),
 }
-
-
-def parse_fraction(text: str | float, setting: str) -> float:
-    """Read a number given as `0.03` or `8/255`.
-
-    Raises:
-        SettingError: `text` is neither, or not finite.
-    """
-    top, slash, bottom = text.partition("/") if isinstance(text, str) else (text, "", "")
-    try:
-        value = float(top) / float(bottom) if slash else float(top)
-        if not math.isfinite(value):
-            raise ValueError("infinite or not a number")
-    except (ValueError, TypeError, ArithmeticError):
-        raise SettingError(f"{setting} is '{text}', not a number.", "Write 0.03 or 8/255.") from None
-    return value
-
-
-def require_choice(value: str, known: tuple[str, ...], setting: str) -> None:
-    """Check that `value` is one of `known`.
-
-    Raises:
-        SettingError: It is not; the message lists what is.
-    """
-    if value not in known:
-        hint = f"{did_you_mean(value, known)} Known: {', '.join(known)}.".strip()
-        raise SettingError(f"{setting} is '{value}', which fixpatch does not know.", hint)
-
-
-def require_range(value: float, low: float, high: float, setting: str) -> None:
-    """Check that `low <= value <= high`.
-
-    Raises:
-        SettingError: It is not (or is no number at all).
-    """
-    if not (low <= value <= high and value < math.inf):
-        bound = f"a number of at least {low:g}" if high == math.inf else f"from {low:g} to {high:.10g}"
-        raise SettingError(f"{setting} is {_brief(value)}; it has to be {bound}.")
-
-
-def _brief(value: float) -> str:
-    """Write a number for a message; integers may be too large for a float."""
-    try:
-        return f"{value:.10g}"
-    except OverflowError:
-        return "beyond 1e308"
 
 
 @dataclass(frozen=True)
@@ -120,90 +75,12 @@ class FixerConfig:
 
 
 @dataclass(frozen=True)
-class AttackConfig:
-    """One l_inf attack with its budget (paper: section A.2).
-
-    Attributes:
-        eps: Radius as a fraction of the model's input range, in (0, 1].
-        eps_step: First step, in the same unit.
-        steps: Iterations.
-        restarts: Random starts per image, the worst kept; 0 starts at the image itself (autopgd: at least 1).
-        attack_labels: Attack the `true` label, or the attacked model's own `predicted` one.
-        loss: What the attack raises: `cross-entropy`, or `dlr`, the difference-of-logits ratio.
-        precision: What the search for a stronger point computes in; whether an image is broken is found in float32.
-    """
-
-    name: str = "autopgd"
-    eps: float = 8 / 255
-    eps_step: float = 0.005
-    steps: int = 25
-    restarts: int = 1
-    attack_labels: str = "true"
-    norm: str = "inf"
-    loss: str = "cross-entropy"
-    precision: str = "float32"
-
-    def __post_init__(self) -> None:
-        require_choice(self.name, tuple(PAPER_ATTACKS), "--attack")
-        require_choice(self.attack_labels, LABELS, "--attack-labels")
-        require_choice(self.loss, LOSSES, "--loss")
-        require_choice(self.precision, PRECISIONS, "--precision")
-        if not 0 < self.eps <= 1:
-            raise SettingError(
-                f"--eps is {_brief(self.eps)}; it has to be above 0 and at most 1.",
-                "It is a fraction of the input range: 8/255 is eight grey levels of 255.",
-            )
-        if not 0 < self.eps_step <= 1:
-            raise SettingError(f"--eps-step is {_brief(self.eps_step)}; it has to be above 0 and at most 1.")
-        require_range(self.steps, 1, math.inf, "--steps")
-        require_range(self.restarts, int(self.name.startswith("autopgd")), math.inf, "--restarts")
-
-
-PAPER_ATTACKS: dict[str, dict[str, Any]] = {
-    "autopgd": {},
-    "autopgd-16": {"eps": 16 / 255},
-    "fgsm": {"eps_step": 8 / 255, "steps": 1, "restarts": 0},
-    "pgd": {"steps": 50, "restarts": 0},
-    "cw": {"restarts": 0},
-}
-
-
-TUNED = ("eps", "eps_step", "steps", "restarts", "loss")
-# What an attack takes of these settings; the others take all of them.
-TAKES = {"fgsm": ("eps", "restarts", "loss"), "cw": ("eps", "steps")}
-
-
-def attack_named(name: str, *, eps: float | str | None = None, **changes: Any) -> AttackConfig:
-    """Return the paper's attack of that name, with what is not None in `changes` in place of its settings.
-
-    Another `eps` scales the step with it, so that the attack still crosses the ball. A setting that the attack has no
-    use for is checked and left out, so that a figure never carries a budget that was not spent.
-
-    Raises:
-        SettingError: Unknown name, or a value out of its range.
-    """
-    require_choice(name, tuple(PAPER_ATTACKS), "--attack")
-    config = AttackConfig(name=name, **PAPER_ATTACKS[name])
-    given = {key: value for key, value in changes.items() if value is not None}
-    if "eps_step" in given:
-        given["eps_step"] = parse_fraction(given["eps_step"], "--eps-step")
-    if eps is not None:
-        radius = parse_fraction(eps, "--eps")
-        given = {"eps_step": min(1.0, config.eps_step * radius / config.eps) or 1.0, **given, "eps": radius}
-    checked = replace(config, **given)
-    unused = {key: getattr(config, key) for key in TUNED if key not in TAKES.get(name, TUNED)}
-    if name == "fgsm":
-        unused["eps_step"] = checked.eps  # its one step
-    return replace(checked, **unused)
-
-
-@dataclass(frozen=True)
 class DataConfig:
     """How the user's images become training and hold-out images.
 
     Attributes:
         augment: Preset applied before the attack (paper: tables 3 and 4).
-        views: Augmented views per image, each attacked once.
+        views: Augmented views per image, each attacked once; of pairs made on the patched model, per image and epoch.
         holdout: Share kept for validation, stratified by class; 0 trains on everything.
         group_by: Regular expression on the file's path; images with the same match stay on one side.
     """
@@ -217,7 +94,7 @@ class DataConfig:
         require_choice(self.augment, AUGMENTS, "--augment")
         require_range(self.views, 1, math.inf, "--views")
         if not 0 <= self.holdout < 1:
-            raise SettingError(f"--holdout is {_brief(self.holdout)}; it has to be at least 0 and below 1.")
+            raise SettingError(f"--holdout is {brief(self.holdout)}; it has to be at least 0 and below 1.")
         try:
             re.compile(self.group_by or "")
         except re.error as error:
@@ -238,6 +115,8 @@ class TrainingConfig:
         patience: Epochs without a better hold-out score before training stops, in the second half of `epochs`.
         seed: Fixes split, augmentation, attacks and training.
         precision: What the fixers are fitted in.
+        attacker: Whom the pairs are made on: the `base`, once, or the `patched` model as it learns, anew for every
+            batch.
     """
 
     epochs: int = 20
@@ -248,9 +127,11 @@ class TrainingConfig:
     patience: int = 5
     seed: int = 0
     precision: str = "float32"
+    attacker: str = "base"
 
     def __post_init__(self) -> None:
         require_choice(self.precision, PRECISIONS, "--precision")
+        require_choice(self.attacker, TRAINERS, "--attacker of a training")
         require_choice(self.distill_target, TARGETS, "--distill-target")
         require_range(self.epochs, 1, math.inf, "--epochs")
         require_range(self.batch_size, 1, math.inf, "--batch-size")
@@ -262,13 +143,39 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Every setting that shapes a patch, apart from the base and the images."""
+    """Every setting that shapes a patch, apart from the base and the images.
+
+    Attributes:
+        more_attacks: Attacks that take turns with `attack`. Pairs made on the base: view v of an image is attacked by
+            number v modulo their count; on the patched model: batch after batch.
+    """
 
     splits: tuple[str, ...]
     fixer: FixerConfig
     attack: AttackConfig
     data: DataConfig
     training: TrainingConfig
+    more_attacks: tuple[AttackConfig, ...] = ()
+
+    def __post_init__(self) -> None:
+        names = [attack.name for attack in self.attacks]
+        if len(set(names)) < len(names):
+            raise SettingError(f"--attack is '{','.join(names)}'; it names an attack twice.", "Name each once.")
+        if self.training.attacker == "patched" and self.data.views != 1:
+            raise SettingError(
+                f"--views is {self.data.views} with --attacker patched, where each epoch has a view of its own.",
+                "Leave it out; more --epochs give more views.",
+            )
+        if self.training.attacker == "base" and self.data.views < len(names):
+            raise SettingError(
+                f"--views is {self.data.views} with {len(names)} attacks; each view of an image meets one of them.",
+                f"Pass --views {len(names)} or more, or fewer attacks.",
+            )
+
+    @property
+    def attacks(self) -> tuple[AttackConfig, ...]:
+        """All attacks, in their turn."""
+        return (self.attack, *self.more_attacks)
 
 
 RECIPE = frozenset(
@@ -279,16 +186,22 @@ RECIPE = frozenset(
 )
 
 
-def build_recipe(splits: Iterable[str], *, attack: str = "autopgd", **settings: Any) -> Recipe:
+def build_recipe(splits: Iterable[str], *, attack: str | Sequence[str] = "autopgd", **settings: Any) -> Recipe:
     """Sort settings under their flat names (those of the flags) into a recipe; None stands for the default.
 
-    `precision` is that of the attack and of the training.
+    `precision` is that of the attack and of the training. There are at least as many views as attacks by default.
+
+    Args:
+        attack: Names of attacks, in a sequence or as text with commas; settings of the attack go to each of them.
 
     Raises:
         SettingError: An unknown name, or a value out of its range.
     """
     splits = (splits,) if isinstance(splits, str) else tuple(splits)
+    names = [name.strip() for name in (attack.split(",") if isinstance(attack, str) else attack)]
     given = {name: value for name, value in settings.items() if value is not None}
+    defaults = MOVING if given.get("attacker") == "patched" else {"views": max(DataConfig.views, len(names))}
+    given = {**defaults, **given}
     tuned = {name: given.pop(name) for name in TUNED if name in given}
     precision = given.get("precision")  # stays in `given`, for the training
     parts: list[Any] = []
@@ -299,5 +212,5 @@ def build_recipe(splits: Iterable[str], *, attack: str = "autopgd", **settings: 
     if given:
         name = next(iter(given))
         raise SettingError(f"There is no setting '{name}'.", did_you_mean(name, sorted(RECIPE)))
-    opponent = attack_named(attack, attack_labels=labels, precision=precision, **tuned)
-    return Recipe(splits, parts[0], opponent, parts[1], parts[2])
+    first, *others = (attack_named(name, attack_labels=labels, precision=precision, **tuned) for name in names)
+    return Recipe(splits, parts[0], first, parts[1], parts[2], tuple(others))

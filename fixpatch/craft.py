@@ -20,8 +20,8 @@ from fixpatch.attacks import attack_images
 from fixpatch.augment import augment
 from fixpatch.cache import Cache, Shelf
 from fixpatch.classifier import KerasClassifier
-from fixpatch.config import AttackConfig
 from fixpatch.data import ImageSet
+from fixpatch.threats import AttackConfig
 
 Array = np.ndarray
 SHARD = 64
@@ -89,12 +89,13 @@ def view_shards(
     *,
     preset: str = "none",
     views: int = 1,
+    first: int = 0,
     seed: int = 0,
     channels_first: bool = False,
 ) -> Iterator[Shard]:
-    """Yield every view of every image, augmented before any attack (paper: section A.3), view by view."""
+    """Yield every view of every image, augmented before any attack (paper: section A.3), view by view from `first`."""
     keys = images.hashes()
-    for view in range(views):
+    for view in range(first, first + views):
         for start in range(0, len(images), SHARD):
             rows = slice(start, min(start + SHARD, len(images)))
             part = images.take(np.arange(rows.start, rows.stop))
@@ -122,7 +123,7 @@ class Crafted:
 
 def craft_pairs(
     classifier: KerasClassifier,
-    attack: AttackConfig,
+    attack: AttackConfig | Sequence[AttackConfig],
     images: ImageSet,
     *,
     fingerprint: str,
@@ -135,7 +136,7 @@ def craft_pairs(
     Pairs that `cache` has are linked into `folder`: nothing that another process removes is lost to this run.
 
     Args:
-        settings: `seed`, `advance`, and those of `view_shards`.
+        settings: `seed`, `settle`, `advance`, and those of `view_shards`.
     """
     shelf = Shelf(folder)
     made = craft_shards(classifier, attack, images, fingerprint=fingerprint, shelf=shelf, cache=cache, **settings)
@@ -146,27 +147,33 @@ def craft_pairs(
 
 def craft_shards(
     classifier: KerasClassifier,
-    attack: AttackConfig,
+    attack: AttackConfig | Sequence[AttackConfig],
     images: ImageSet,
     *,
     fingerprint: str,
     shelf: Shelf | None = None,
     cache: Cache | None = None,
     seed: int = 0,
+    settle: bool = False,
     advance: Callable[[int], None] = lambda done: None,
     **settings: Any,
 ) -> Iterator[Crafted]:
     """Yield every view of every image with its adversarial version, one shard at a time.
 
     Args:
+        attack: Of several, view v meets number v modulo their count.
         fingerprint: Of the model under attack; with settings, images and seed it names a shard.
         shelf: The run's own: a shard is taken from there, else from the cache, else made, and then kept in both.
+        settle: Whether images that are broken are done with (see `attack_images`).
         advance: Called with the number of images finished.
-        settings: `preset`, `views` and `channels_first` of `view_shards`.
+        settings: `preset`, `views`, `first` and `channels_first` of `view_shards`.
     """
+    attacks = (attack,) if isinstance(attack, AttackConfig) else attack
     for shard in view_shards(images, classifier.clip_values, seed=seed, **settings):
-        name = _shard_name([fingerprint, asdict(attack), classifier.batch_size, seed], classifier, shard)
-        both, cached = _finished(name, functools.partial(_pair, classifier, attack, shard, seed), shelf, cache)
+        turn = attacks[shard.view % len(attacks)]
+        made_with = [fingerprint, _spent(turn), classifier.batch_size, seed, *_ways(classifier, settle)]
+        name = _shard_name(made_with, classifier, shard)
+        both, cached = _finished(name, functools.partial(_pair, classifier, turn, shard, seed, settle), shelf, cache)
         advance(len(shard.y))
         yield Crafted(name, both[0], both[1], shard.y, cached)
 
@@ -189,9 +196,11 @@ def _finished(name: str, make: Callable[[], Array], shelf: Shelf | None, cache: 
     return both, False
 
 
-def _pair(classifier: KerasClassifier, attack: AttackConfig, shard: Shard, seed: int) -> Array:
+def _pair(classifier: KerasClassifier, attack: AttackConfig, shard: Shard, seed: int, settle: bool) -> Array:
     classifier.forget()  # a shard is the same whichever others were made before it, or came from the cache
-    found = attack_images(attack, classifier, shard.clean, shard.y, shard.keys, seed=seed, view=shard.view)
+    found = attack_images(
+        attack, classifier, shard.clean, shard.y, shard.keys, seed=seed, view=shard.view, settle=settle
+    )
     return np.stack([shard.clean, found])
 
 
@@ -213,6 +222,17 @@ def classify(
 def to_model(x: Array, channels_first: bool) -> Array:
     """Return images `(B, H, W, C)` in the layout of the model's input."""
     return np.ascontiguousarray(np.moveaxis(x, -1, 1)) if channels_first else x
+
+
+def _spent(attack: AttackConfig) -> dict[str, Any]:
+    """Return the attack's settings, without targets where it has none: shards had their names before there were any."""
+    return {key: value for key, value in asdict(attack).items() if key != "targets" or value}
+
+
+def _ways(classifier: KerasClassifier, settle: bool) -> list[object]:
+    """Return in which ways a pair is made that are not the plain one."""
+    samples = {"samples": classifier.samples} if classifier.samples > 1 else None
+    return [way for way in ("settle" if settle else None, samples, "joint" if classifier.joint else None) if way]
 
 
 def _shard_name(made_with: Sequence[object], classifier: KerasClassifier, shard: Shard) -> str:

@@ -15,16 +15,17 @@ from keras import ops
 
 from fixpatch.cache import Cache, Shelf
 from fixpatch.classifier import KerasClassifier
-from fixpatch.config import AttackConfig, FixerConfig
+from fixpatch.config import FixerConfig
 from fixpatch.craft import Crafted, craft_shards
 from fixpatch.data import ImageSet
 from fixpatch.errors import SettingError
-from fixpatch.graft import graft, survey
+from fixpatch.graft import Modules, graft, survey
 from fixpatch.holdout import stratify
 from fixpatch.losses import relative_square
 from fixpatch.mainline import list_stretches
 from fixpatch.models import Base
 from fixpatch.results import DriftFacts, LayerDrift, Listener, Rate
+from fixpatch.threats import AttackConfig
 from fixpatch.trunk import Tap
 
 Array = np.ndarray
@@ -98,7 +99,7 @@ def measure_drift(
     made: dict[str, Any] = {"fingerprint": base.identity, "seed": seed, "channels_first": base.channels_first}
     kept: dict[str, Any] = {"shelf": shelf, "cache": cache, "advance": listener.advance}
     shards = list(craft_shards(classifier, attack, some, **made, **kept))
-    drifts = _drifts(base.logits, list(costs), shards)
+    drifts = measure_layers(base.logits, list(costs), shards)
     layers = tuple(LayerDrift(path, float(drift), costs[path]) for path, drift in zip(costs, drifts, strict=True))
     attacked = _accuracy(classifier, [shard.adversarial for shard in shards], some.y)
     if (attacked.value or 0) > WEAK:
@@ -118,9 +119,15 @@ def measure_drift(
     )
 
 
-def _drifts(model: keras.Model, paths: Sequence[str], shards: Iterable[Crafted]) -> Array:
-    """Return each layer's drift, mean over images `(layers,)`."""
-    meter, found = DriftModel(model, paths), []
+def measure_layers(
+    model: keras.Model, paths: Sequence[str], shards: Iterable[Crafted], modules: Modules | None = None
+) -> Array:
+    """Return each layer's drift, mean over the images of all shards `(layers,)`.
+
+    Args:
+        modules: As for `DriftModel`.
+    """
+    meter, found = DriftModel(model, paths, modules), []
     for shard in shards:
         for start in range(0, len(shard.y), BATCH):
             rows = slice(start, start + BATCH)
@@ -136,11 +143,15 @@ class DriftModel(keras.Model):
     """From `(clean, adversarial)` images, each `(B, ...)`, to each layer's drift `(B, layers)`.
 
     Features are reduced where they are met, so that memory does not grow with the number of layers.
+
+    Args:
+        modules: Fixers by the path of the layer that each follows, one of `paths`; the drift there is that of what
+            the fixer gives to the layers after it.
     """
 
-    def __init__(self, model: keras.Model, paths: Sequence[str]) -> None:
+    def __init__(self, model: keras.Model, paths: Sequence[str], modules: Modules | None = None) -> None:
         super().__init__()
-        self.probe = _Probe(model, paths)
+        self.probe = _Probe(model, paths, modules or {})
         self.tapped = self.probe.model
         self.built = True  # every layer is
 
@@ -153,10 +164,10 @@ class DriftModel(keras.Model):
 class _Probe:
     """A model that notes, at each layer, the drift between the two halves of its batch."""
 
-    def __init__(self, model: keras.Model, paths: Sequence[str]) -> None:
+    def __init__(self, model: keras.Model, paths: Sequence[str], modules: Modules) -> None:
         self._found: dict[str, list[Any]] | None = None
         self._paths = paths
-        self.model = graft(model, {path: Tap(_keep, partial(self._note, path)) for path in paths})
+        self.model = graft(model, {path: Tap(modules.get(path, _keep), partial(self._note, path)) for path in paths})
 
     def run(self, both: Any) -> list[list[Any]]:
         """Return the drifts `(B,)` of each layer's calls for `both`, clean and then adversarial images."""

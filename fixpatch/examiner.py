@@ -26,7 +26,7 @@ from fixpatch.allowlist import count_calls, read_config, require_known
 from fixpatch.apart import limit_resources
 from fixpatch.archives import read_archive
 from fixpatch.errors import FixpatchError, ModelError, UnsafeError, require_safe
-from fixpatch.legacy import is_old_file, modernise, renew_file
+from fixpatch.legacy import is_old_file, modernise, renew_file, require_as_before
 from fixpatch.ownclasses import import_classes
 from fixpatch.storage import open_hdf5, plain_blocks, require_safe_weights, text_attribute
 from fixpatch.vetting import NOT_LOADED, brief, model_format
@@ -97,6 +97,8 @@ def build(job: Job) -> Job:
         raise
     except Exception as error:  # Keras raises every kind for a file that it cannot rebuild
         raise ModelError(f"Keras cannot load '{job['name']}': {brief(error)}", NOT_LOADED) from error
+    if job["old"]:
+        require_as_before(model, Path(job["path"]))
     stored, counts = job["numbers"], counts_of(model)
     require_safe(stored in counts, f"it stores {stored:,} weights for the {min(counts):,} of its layers")
     for call in calls(model) if is_graph(model) else ():

@@ -17,13 +17,13 @@ from fixpatch import __version__
 from fixpatch.basecheck import measure_base
 from fixpatch.cache import Cache
 from fixpatch.classifier import KerasClassifier
-from fixpatch.config import AttackConfig
 from fixpatch.craft import SHARD, Crafted, craft_shards, to_model
 from fixpatch.data import ImageSet
 from fixpatch.files import require_room, written_whole
 from fixpatch.models import Base, as_base
 from fixpatch.patches import Patch, suit_base
 from fixpatch.results import CraftFacts, Listener, Rate
+from fixpatch.threats import AttackConfig
 
 Array = np.ndarray
 

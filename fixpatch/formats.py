@@ -16,11 +16,12 @@ import keras
 import numpy as np
 
 from fixpatch.backends import open_saved_model
-from fixpatch.config import FORMATS, require_choice
+from fixpatch.config import FORMATS
 from fixpatch.errors import DataError, FixpatchError, ModelError, SettingError
 from fixpatch.files import require_free, require_room, written_whole
 from fixpatch.graph import calls
 from fixpatch.ownclasses import import_classes
+from fixpatch.parsing import require_choice
 from fixpatch.results import WrittenModel
 
 Array = np.ndarray

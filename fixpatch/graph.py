@@ -200,3 +200,9 @@ def _node_calls(node: Any, prefix: str, known: dict[int, tuple[bool, str]], defa
     outputs = tuple(node.outputs)
     known.update({id(tensor): (non_negative, data_format) for tensor in outputs})
     return [*inside, Call(path, operation, inputs, outputs, non_negative, data_format)]
+
+
+def channels_first(listed: Sequence[Call]) -> bool:
+    """Tell whether images go in as `(C, H, W)`, from the calls of a model."""
+    first = next((call for call in listed if hasattr(call.operation, "data_format")), None)
+    return first is not None and first.data_format == "channels_first"

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fixpatch.config import require_range
 from fixpatch.errors import DataError, SettingError
+from fixpatch.parsing import require_range
 
 if TYPE_CHECKING:
     from fixpatch.data import ImageSet

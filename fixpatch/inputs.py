@@ -7,14 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fixpatch.config import PAPER_ATTACKS, AttackConfig, attack_named
 from fixpatch.data import ImageSet, load_images
 from fixpatch.errors import DataError
 from fixpatch.holdout import stratify
 from fixpatch.models import Base
+from fixpatch.parsing import require_choice
 from fixpatch.patches import Patch, load_patch, require_base
 from fixpatch.results import Listener
 from fixpatch.runs import read_note
+from fixpatch.threats import NAMED_ATTACKS, AttackConfig, attack_named
 
 PATCH = Path("patch.h5")
 
@@ -98,7 +99,40 @@ def load_for(base: Base, images: Images, seed: int, classes: Sequence[str] | Non
 
 
 def attack_for(name: str, budget: dict[str, Any], patch: Patch | None) -> AttackConfig:
-    """Return the attack with the budget that the caller gave, and the patch's own eps where neither says another."""
-    if budget.get("eps") is None and patch is not None and "eps" not in PAPER_ATTACKS[name]:
-        budget = {**budget, "eps": patch.manifest.attack.eps}
+    """Return the attack with the budget that the caller gave, else in the ball that the patch was trained for."""
+    require_choice(name, tuple(NAMED_ATTACKS), "--attack")
+    if patch is not None and "eps" not in NAMED_ATTACKS[name]:
+        trained = patch.manifest.attack
+        norm = budget.get("norm") or trained.norm
+        eps = trained.eps if budget.get("eps") is None and norm == trained.norm else budget.get("eps")
+        budget = {**budget, "norm": norm, "eps": eps}
     return attack_named(name, **budget)
+
+
+def find_rival(
+    base: Base,
+    patch: Path | None,
+    surrogate: Path | None,
+    images: Images | None,
+    seed: int,
+    listener: Listener,
+) -> Patch | ImageSet | None:
+    """Return what the attacker `surrogate` starts from: a second patch, or images to train one on.
+
+    Args:
+        patch: The patch under evaluation; the note beside it tells its own training images.
+        surrogate: A second patch.
+        images: The attacker's own images.
+
+    Returns:
+        None where nothing is named and no note tells.
+    """
+    if surrogate is not None:
+        return load_patch(surrogate)
+    if images is not None:
+        return load_for(base, images, seed, images.classes, listener)
+    note = read_note(patch) if patch else None
+    if note is None or not Path(note.data).exists():
+        return None
+    loaded = load_for(base, Images(Path(note.data), None, note.skip_unreadable), seed, None, listener)
+    return loaded if loaded.digest() == note.data_digest else None

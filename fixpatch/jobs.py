@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
+import os
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -10,27 +11,36 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from fixpatch.arena import Arena
 from fixpatch.basecheck import measure_base, suit_recorded
-from fixpatch.cache import Cache, open_cache
-from fixpatch.config import ATTACKERS, PAPER_ATTACKS, ModelFile, Recipe
+from fixpatch.cache import Cache, Shelf, open_cache
+from fixpatch.config import ModelFile, Recipe
 from fixpatch.data import ImageSet
 from fixpatch.drift import IMAGES, measure_drift
-from fixpatch.errors import DataError, FixpatchError, SettingError
-from fixpatch.evaluation import evaluate
+from fixpatch.errors import DataError, SettingError
+from fixpatch.evaluation import choose_plan, describe_run, evaluate_arena, open_arena
 from fixpatch.export import export_adversarial
 from fixpatch.files import require_free
+from fixpatch.gallery import craft_few, make_gallery, measure_shift
 from fixpatch.graft import survey
-from fixpatch.inputs import PATCH, Images, attack_for, find_images, find_patch, load_for
+from fixpatch.inputs import PATCH, Images, attack_for, find_images, find_patch, find_rival, load_for
 from fixpatch.modelfiles import load_file, require_places
 from fixpatch.models import save_model
+from fixpatch.parsing import require_choice
 from fixpatch.patches import Patch
-from fixpatch.results import CraftFacts, DriftFacts, Evaluation, Listener, ModelFacts
+from fixpatch.patchfile import describe
+from fixpatch.plan import Plan, name_attacks
+from fixpatch.report import write_report
+from fixpatch.results import CraftFacts, DriftFacts, Listener, ModelFacts
 from fixpatch.runs import RunNote, note_path, write_note
+from fixpatch.scores import Evaluation
+from fixpatch.states import claim_state, state_beside
+from fixpatch.threats import ATTACKERS, BUDGETS, NAMED_ATTACKS
 from fixpatch.training import require_splits, train_recipe, versions
+from fixpatch.variations import probe_config
 from fixpatch.vetting import MODEL_SUFFIXES
 
 __all__ = ["Images", "craft_files", "evaluate_files", "inspect_images", "open_cache", "train_files"]
-MORE_SPACE = "Free some space or name another place with --out."
 
 
 def inspect_images(
@@ -66,6 +76,7 @@ def train_files(
     out: Path = PATCH,
     *,
     keep_hashes: bool = True,
+    logs: Path | None = None,
     patched_model: Path | None = None,
     force: bool = False,
     resume: bool = False,
@@ -75,6 +86,9 @@ def train_files(
     """Train a patch for the model in a file and write it to `out`, with its note beside it.
 
     Pairs and checkpoints lie in `<out>.state` until the patch is written.
+
+    Args:
+        logs: Folder for TensorBoard, or None.
     """
     listener = listener or Listener()
     require_places(model.path, [out] if patched_model is None else [out, patched_model], force)
@@ -85,9 +99,17 @@ def train_files(
     base = load_file(model)
     require_splits(base, recipe.splits)
     loaded = load_for(base, images, recipe.training.seed, images.classes, listener)
-    with _state_beside(out) as state:
+    with state_beside(out) as state:
         patch = train_recipe(
-            base, loaded, recipe, state, keep_hashes=keep_hashes, resume=resume, cache=cache, listener=listener
+            base,
+            loaded,
+            recipe,
+            state,
+            keep_hashes=keep_hashes,
+            resume=resume,
+            cache=cache,
+            logs=logs,
+            listener=listener,
         )
         patch.save(out, force)
         write_note(out, _note(patch, model.path, images, loaded, recipe))
@@ -99,26 +121,6 @@ def train_files(
 def _require_data(images: Images) -> None:
     if images.path is None:
         raise DataError("No images are named.", "Pass --data with a folder of class folders or an npz file.")
-
-
-@contextmanager
-def _state_beside(out: Path) -> Iterator[Path]:
-    """Yield the folder of an unfinished run; it goes when the block ends well, or fails before a pair is finished."""
-    state = out.with_name(out.name + ".state")
-    try:
-        yield state
-    except (FixpatchError, OSError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "errno = " not in str(error):  # how HDF5 reports a full disk
-            raise
-        kept = any(state.glob("pairs/*.npy"))
-        if not kept:
-            shutil.rmtree(state, ignore_errors=True)
-        if isinstance(error, FixpatchError):
-            raise
-        hint = f"What is finished stays in '{state}'; mend this and go on with --resume." if kept else MORE_SPACE
-        reason = getattr(error, "strerror", None) or str(error).split(" (")[0]
-        raise FixpatchError(f"Cannot keep the run in '{state}': {reason}.", hint) from error
-    shutil.rmtree(state, ignore_errors=True)
 
 
 def _note(patch: Patch, model: Path, images: Images, loaded: ImageSet, recipe: Recipe) -> RunNote:
@@ -173,38 +175,92 @@ def evaluate_files(
     images: Images,
     *,
     use_patch: bool = True,
-    attacks: Sequence[str] = ("autopgd",),
+    attacks: Sequence[str] | None = None,
     budget: dict[str, Any] | None = None,
-    attackers: Sequence[str] = ("base", "patched"),
+    attackers: Sequence[str] | None = None,
+    spend: str = "quick",
+    surrogate: Path | None = None,
+    surrogate_data: Path | None = None,
     seed: int = 0,
+    resume: bool = False,
+    report: Path | None = None,
+    command: str = "",
+    force: bool = False,
     cache: Cache | None = None,
     listener: Listener | None = None,
 ) -> Evaluation:
     """Evaluate the model in a file, with its patch where there is one.
 
+    What is finished lies in `<patch>.eval.state` until the end.
+
     Args:
         patch: None takes `patch.h5` if it is there and fits the base.
         images: Without a path, the images that training held out, as the note beside the patch says.
-        budget: What the caller set of an attack's fields; the patch's own eps comes next, then the paper's.
+        attacks: Names of attacks, or `all`; None takes those of `spend`.
+        budget: What the caller set of an attack's fields; the patch's own eps comes next, then the named attack's.
+        attackers: None takes those of `spend`.
+        spend: One of `threats.BUDGETS`.
+        surrogate, surrogate_data: A second patch, or images to train one on, for the attacker `surrogate`; without
+            either, the patch's own training images, where its note tells them.
+        report: An HTML file to write.
+        command: The line that repeats this, for the report.
     """
     listener = listener or Listener()
-    if not attacks or not attackers:
-        raise SettingError(
-            "No attack or no attacker is named.", f"Known: {', '.join(PAPER_ATTACKS)}; {', '.join(ATTACKERS)}."
-        )
-    for name in attacks:
-        attack_for(name, budget or {}, None)
+    _require_attacks(attacks, attackers, budget or {}, spend)
+    if report is not None:
+        require_places(model.path, [report], force, [path for path in (patch, surrogate) if path])
     base = suit_recorded(load_file(model), images.path)
     path, found = find_patch(base, patch, listener) if use_patch else (None, None)
     loaded, source = find_images(base, images, path, found, seed, listener)
-    return evaluate(
-        base,
-        found,
-        loaded,
-        attacks=[attack_for(name, budget or {}, found) for name in attacks],
-        attackers=attackers,
-        seed=seed,
-        source=source,
-        cache=cache or False,
-        listener=listener,
-    )
+    rival = None
+    if found is not None and "surrogate" in (attackers or BUDGETS[spend].attackers):
+        own = replace(images, path=surrogate_data, limit=None) if surrogate_data else None
+        rival = find_rival(base, path, surrogate, own, seed, listener)
+    with _evaluation_state(path or model.path, listener) as state:
+        arena = open_arena(
+            base, found, loaded, seed=seed, shelf=Shelf(state / "pairs"), cache=cache or False, listener=listener
+        )
+        plan = choose_plan(arena, attacks, attackers, spend, rival is not None, budget or {})
+        going_on = claim_state(state, describe_run(arena, plan, rival), resume)
+        if resume and not going_on:
+            listener.say(f"nothing to go on with in '{state}'; starting anew")
+        (state / "pairs").mkdir(exist_ok=True)
+        result = evaluate_arena(arena, plan, surrogate=rival, folder=state, source=source, resume=going_on)
+        if report is not None:
+            _write_report(arena, plan, result, command, report, force)
+    return result
+
+
+def _require_attacks(
+    attacks: Sequence[str] | None, attackers: Sequence[str] | None, budget: dict[str, Any], spend: str
+) -> None:
+    """Check what was named before anything is loaded."""
+    if (attacks is not None and not attacks) or (attackers is not None and not attackers):
+        raise SettingError(
+            "No attack or no attacker is named.", f"Known: {', '.join(NAMED_ATTACKS)}; {', '.join(ATTACKERS)}."
+        )
+    for name in name_attacks(attacks, spend, classes=2)[0]:
+        attack_for(name, budget, None)
+    for attacker in attackers or ():
+        require_choice(attacker, ATTACKERS, "--attacker")
+
+
+@contextmanager
+def _evaluation_state(path: Path, listener: Listener) -> Iterator[Path]:
+    """Yield the folder of an unfinished evaluation: beside `path`, else a temporary one."""
+    if os.access(path.parent, os.W_OK):
+        with state_beside(path, ".eval.state") as state:
+            yield state
+        return
+    listener.say(f"note: '{path.parent}' cannot be written; an interrupted run cannot go on with --resume")
+    with tempfile.TemporaryDirectory(prefix="fixpatch-") as folder:
+        yield Path(folder)
+
+
+def _write_report(arena: Arena, plan: Plan, result: Evaluation, command: str, path: Path, force: bool) -> None:
+    """Write what `eval --report` asks for: pictures from the white box, drift under the paper's attacker."""
+    attack = probe_config([step.config for step in plan.steps])
+    gallery = make_gallery(arena, arena.target(arena.defended.name), attack)
+    shifts = measure_shift(arena, craft_few(arena, arena.target("base"), attack))
+    patch = describe(arena.patch.content) if arena.patch else None
+    write_report(result, gallery, shifts, command, path, patch=patch, force=force)

@@ -9,9 +9,10 @@ from typing import Any
 import keras
 import numpy as np
 
-from fixpatch.config import PRECISIONS, require_choice
 from fixpatch.graph import activation_name, as_functional, class_name, is_graph, producer
 from fixpatch.heads import head_path
+from fixpatch.parsing import require_choice
+from fixpatch.threats import PRECISIONS
 
 # The weight to scale, by class; and the axis of its output channels (None: depthwise, two axes).
 KERNELS: dict[str, tuple[str, int | None]] = {

@@ -6,17 +6,22 @@ import json
 import re
 from dataclasses import asdict, dataclass
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from fixpatch.config import AttackConfig, DataConfig, FixerConfig, TrainingConfig
+from fixpatch.config import DataConfig, FixerConfig, TrainingConfig
 from fixpatch.results import Rate
+from fixpatch.threats import AttackConfig
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
-SCHEMA = 2
+SCHEMA = 3
 # Keys that came later, by the schema that brought them: a file of an older one has none of them, and means the default.
-ADDED = {2: {"attack": ("loss", "precision"), "training": ("precision",)}}
+# By the part of the manifest that holds them; "" is the manifest itself.
+ADDED: dict[int, dict[str, tuple[str, ...]]] = {
+    2: {"attack": ("loss", "precision"), "training": ("precision",)},
+    3: {"attack": ("targets",), "training": ("attacker",), "": ("more_attacks",)},
+}
 
 
 def require(holds: bool, fault: str) -> None:
@@ -91,7 +96,8 @@ class Figures:
     Attributes:
         measured_on: `holdout` (these images chose the epoch) or `training`.
         base_clean, patch_clean: On the images as they are.
-        base_robust, patch_robust: On the adversarial images.
+        base_robust, patch_robust: Right on these and on the adversarial images, made by the attacker of the training:
+            on the base for both (`base`), or for each on itself (`patched`). Of several attacks each one counts.
         best_epoch: The epoch whose weights the file holds, counted from 1.
     """
 
@@ -117,6 +123,7 @@ class Manifest:
     """Everything in a patch but its arrays: how it was made, and for which base.
 
     Attributes:
+        more_attacks: Attacks that took turns with `attack`.
         class_names: In the order of the class ids, or empty where they have no names.
         input_range: Lowest and highest value of an image.
         images: How many images the fixers were trained on.
@@ -134,6 +141,7 @@ class Manifest:
     images: int
     figures: Figures | None
     versions: dict[str, str]
+    more_attacks: tuple[AttackConfig, ...] = ()
 
     def __post_init__(self) -> None:
         paths = [split.path for split in self.splits]
@@ -144,6 +152,11 @@ class Manifest:
         low, high = self.input_range
         require(low < high, f"input_range is {low} to {high}; expected low below high")
         require(self.images >= 0, f"images is {self.images}; expected at least 0")
+
+    @property
+    def attacks(self) -> tuple[AttackConfig, ...]:
+        """All attacks that made pairs, in their turn."""
+        return (self.attack, *self.more_attacks)
 
 
 def expected_shapes(split: SplitFacts, compression: int) -> dict[str, tuple[int, ...]]:
@@ -168,10 +181,11 @@ def canonical(manifest: Manifest, schema: int = SCHEMA) -> str:
 
     A setting that the schema has no key for is left out.
     """
-    keys = asdict(manifest)
+    keys: dict[str, Any] = asdict(manifest)
     for later in range(schema + 1, SCHEMA + 1):
         for part, names in ADDED[later].items():
-            keys[part] = {name: value for name, value in keys[part].items() if name not in names}
+            for name in names:
+                del (keys[part] if part else keys)[name]
     return json.dumps(keys, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 

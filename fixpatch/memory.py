@@ -40,15 +40,19 @@ class Memory:
         """Tell whether images of that shape are remembered, in at least so many rows."""
         return self.point.shape[2:] == shape and self.rows >= rows
 
-    def find(self, rows: Array, points: Array, y: Array | None = None) -> Array:
+    def find(self, rows: Array, points: Array, y: Array | None = None, settled: Array | None = None) -> Array:
         """Return for each of the `points` `(B, ...)` which slot of its row holds it, and -1 where none does.
 
         Args:
             y: The labels asked about `(B,)`; None for any.
+            settled: Which rows `(B,)` are done with: their last answer will do, whatever is asked.
         """
         slots = np.full(len(rows), -1)
         if points.shape[1:] != self.point.shape[2:]:
             return slots
+        if settled is not None and settled.any():
+            done = np.flatnonzero(settled & (rows < self.rows))
+            slots[done[self.asked[LAST, rows[done]] >= 0]] = LAST
         marks = _mark(points)
         for slot in (LAST, BEST):
             open_ = np.flatnonzero((slots < 0) & (rows < self.rows))
@@ -88,9 +92,10 @@ def rows_held(shape: tuple[int, ...]) -> int:
 
 
 class Scores:
-    """The first logits predicted for a point, of at most 4,096 points.
+    """The first logits predicted for a point, of the 4,096 points that were asked about last.
 
-    A batch of another size rounds differently: an attack that asks again must not see a tie change sides.
+    A batch of another size rounds differently: an attack that asks again must not see a tie change sides. Square asks
+    about its best points thrice in every iteration.
     """
 
     def __init__(self) -> None:
@@ -109,10 +114,11 @@ class Scores:
         for row, scores in enumerate(found):
             if scores is not None:
                 logits[row] = scores
+                self._logits.move_to_end(keys[row])
         return np.array([scores is not None for scores in found], bool)
 
     def keep(self, keys: list[bytes], logits: Array) -> None:
-        """Remember the logits of points that are not remembered yet; the oldest points are forgotten."""
+        """Remember the logits of points that are not remembered yet; those asked about long ago are forgotten."""
         for key, scores in zip(keys, logits, strict=True):
             self._logits.setdefault(key, scores.copy())
         while len(self._logits) > SCORES:

@@ -7,9 +7,10 @@ from typing import Annotated
 
 import typer
 
-from fixpatch import __version__, console
+from fixpatch import __version__, console, tables
 from fixpatch import options as opt
 from fixpatch.config import FORMATS
+from fixpatch.errors import SettingError
 from fixpatch.loading import load_room
 from fixpatch.progress import progress
 
@@ -32,6 +33,8 @@ def inspect(
     eps_step: opt.EpsStep = None,
     steps: opt.Steps = None,
     restarts: opt.Restarts = None,
+    norm: opt.Norm = None,
+    targets: opt.Targets = None,
     loss: opt.Loss = None,
     precision: opt.Precision = None,
     limit: opt.Limit = None,
@@ -65,7 +68,7 @@ def inspect(
         body = console.as_result(facts) | ({"drift": console.as_result(drift)} if drift else {})
         console.show_json("inspect", __version__, {"result": body})
     else:
-        console.show_model(facts, model.name, all_layers, drift)
+        tables.show_model(facts, model.name, all_layers, drift)
 
 
 def apply(
@@ -97,18 +100,29 @@ def apply(
     if as_json:
         console.show_json("apply", __version__, {"result": console.as_result(facts)})
     else:
-        console.show_applied(facts, quiet)
+        tables.show_applied(facts, quiet)
 
 
 def show(
     patch: Annotated[Path, typer.Argument(help="A patch file.")] = Path("patch.h5"),
+    as_card: Annotated[bool, typer.Option("--card", help="Print a model card, in Markdown.")] = False,
+    figures: Annotated[
+        Path | None, typer.Option("--figures", help="Put on the card what `eval --json` printed to this file.")
+    ] = None,
     as_json: opt.Json = False,
 ) -> None:
     """Show what a patch file says about itself, without loading TensorFlow."""
-    from fixpatch import patchfile
+    from fixpatch import card, patchfile
 
-    facts = patchfile.describe(patchfile.read(patch))
-    if as_json:
+    opt.require_one_form(card=as_card, json=as_json)
+    if figures is not None and not as_card:
+        raise SettingError("--figures go on a card.", "Pass --card too.")
+    content = patchfile.read(patch)
+    facts = patchfile.describe(content)
+    if as_card:
+        evaluation = None if figures is None else card.read_figures(figures, patchfile.digest_of(content))
+        print(card.write_card(facts, patch.name, evaluation), end="")
+    elif as_json:
         console.show_json("show", __version__, {"result": facts})
     else:
-        console.show_patch(facts, patch)
+        tables.show_patch(facts, patch)

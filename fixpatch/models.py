@@ -19,7 +19,17 @@ import numpy as np
 
 from fixpatch.errors import ModelError, SettingError
 from fixpatch.files import require_free, require_room, written_whole
-from fixpatch.graph import Call, activation_name, as_numbers, calls, class_name, constants, is_graph, producer
+from fixpatch.graph import (
+    Call,
+    activation_name,
+    as_numbers,
+    calls,
+    channels_first,
+    class_name,
+    constants,
+    is_graph,
+    producer,
+)
 from fixpatch.heads import logits_view
 from fixpatch.ownclasses import import_classes
 from fixpatch.places import Place, list_places
@@ -64,8 +74,7 @@ class Base:
     @cached_property
     def channels_first(self) -> bool:
         """Whether images go in as `(C, H, W)`."""
-        first = next((call for call in self.calls if hasattr(call.operation, "data_format")), None)
-        return first is not None and first.data_format == "channels_first"
+        return channels_first(self.calls)
 
     @property
     def image_shape(self) -> tuple[int | None, ...]:

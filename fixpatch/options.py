@@ -7,18 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
-from fixpatch.config import (
-    AUGMENTS,
-    LABELS,
-    LOSSES,
-    PAPER_ATTACKS,
-    PRECISIONS,
-    TARGETS,
-    TUNED,
-    ModelFile,
-    parse_fraction,
-)
+from fixpatch.config import AUGMENTS, TARGETS, ModelFile
 from fixpatch.errors import SettingError
+from fixpatch.parsing import parse_fraction
+from fixpatch.threats import ATTACKERS, BUDGETS, LABELS, LOSSES, NAMED_ATTACKS, NORMS, PRECISIONS, TUNED
 
 BUDGET = (*TUNED, "attack_labels", "precision")
 
@@ -46,9 +38,11 @@ InputRange = Annotated[str | None, option("--input-range", "Lowest and highest i
 Skip = Annotated[bool, option("--skip-unreadable", "Leave out images that cannot be decoded.")]
 Eps = Annotated[str | None, option("--eps", "Radius as a fraction of the input range: 8/255 or 0.03.")]
 EpsStep = Annotated[str | None, option("--eps-step", "First step, in the same unit.")]
+Norm = Annotated[str | None, option("--norm", f"What eps bounds: {' | '.join(NORMS)}, per pixel or over the image.")]
 Steps = Annotated[int | None, option("--steps", "Iterations of the attack.")]
 Restarts = Annotated[int | None, option("--restarts", "Random starts per image, the worst kept.")]
 AttackLabels = Annotated[str | None, option("--attack-labels", f"Labels to attack: {' | '.join(LABELS)}.")]
+Targets = Annotated[int | None, option("--targets", "Aim at so many other classes in turn; 0 is untargeted.")]
 Loss = Annotated[str | None, option("--loss", f"What the attack raises: {' | '.join(LOSSES)}.")]
 Precision = Annotated[str | None, option("--precision", f"What is computed in: {' | '.join(PRECISIONS)}.")]
 Limit = Annotated[int | None, option("--limit", "Use so many images, in proportion to the classes.")]
@@ -61,7 +55,13 @@ Seed = Annotated[int, option("--seed", "Fixes split, augmentation, attacks and t
 Split = Annotated[str, option("--split", "Layers to put a fixer after, with commas; auto or auto:3 measures where.")]
 PatchOut = Annotated[Path, option("--out", "The patch file to write.", "-o")]
 SaveModel = Annotated[Path | None, option("--save-model", "Write the patched model too.")]
-Attack = Annotated[str, option("--attack", f"Attack that makes the pairs: {', '.join(PAPER_ATTACKS)}.")]
+Attack = Annotated[
+    str, option("--attack", f"Attacks that make the pairs, with commas they take turns: {', '.join(NAMED_ATTACKS)}.")
+]
+# No variable: that of `eval` names several.
+Trainer = Annotated[
+    str | None, typer.Option("--attacker", help="Whom the pairs are made on: base | patched, which learns meanwhile.")
+]
 Delta = Annotated[float | None, option("--delta", "Scale of the correction, 0 to 1.")]
 Compression = Annotated[int | None, option("--compression", "Channels are compressed by this factor.")]
 Activation = Annotated[str | None, option("--activation", "Of the second convolution: linear | tanh.")]
@@ -78,12 +78,42 @@ Patience = Annotated[int | None, option("--patience", "Stop after so many epochs
 Holdout = Annotated[float | None, option("--holdout", "Share kept for validation; 0 trains on everything.")]
 GroupBy = Annotated[str | None, option("--group-by", "Regular expression on paths; a match stays on one side.")]
 Hashes = Annotated[bool, option("--hashes/--no-hashes", "Keep the images' content hashes in the patch.")]
+TensorBoard = Annotated[Path | None, option("--tensorboard", "Folder for TensorBoard's logs of the training.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")]
+
+# Of `eval` alone.
+Attacks = Annotated[
+    str | None, option("--attack", f"Attacks, with commas: all, {', '.join(NAMED_ATTACKS)}; else by the budget.")
+]
+Attackers = Annotated[
+    list[str] | None,
+    option("--attacker", f"Who attacks, repeatable: {', '.join(ATTACKERS)}; else by the budget."),
+]
+Spend = Annotated[str, option("--budget", f"How much to run: {' | '.join(BUDGETS)}.")]
+Surrogate = Annotated[Path | None, option("--surrogate", "A second patch, which attacker surrogate has.")]
+SurrogateData = Annotated[Path | None, option("--surrogate-data", "Images on which attacker surrogate trains a patch.")]
+Report = Annotated[Path | None, option("--report", "Write an HTML report to this file.")]
+FailUnder = Annotated[
+    float | None, option("--fail-under", "Exit code 1 where the worst robust accuracy, 0 to 1, is lower.")
+]
+Csv = Annotated[bool, typer.Option("--csv", help="Print the table as CSV.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Also all checks, every class and five-part means.")]
 
 
 def parse_names(text: str | None) -> tuple[str, ...]:
     """Read `a,b`."""
     return tuple(name.strip() for name in text.split(",") if name.strip()) if text else ()
+
+
+def require_one_form(**forms: bool) -> None:
+    """Check that at most one of the flags that say how to print is set.
+
+    Raises:
+        SettingError: Two are.
+    """
+    named = [f"--{name}" for name, is_set in forms.items() if is_set]
+    if len(named) > 1:
+        raise SettingError(f"{named[0]} and {named[1]} do not go together.", "Pass one of them.")
 
 
 def model_file(path: Path, input_range: str | None, trust: bool, imports: str | None) -> ModelFile:

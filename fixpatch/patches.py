@@ -74,7 +74,7 @@ def apply_patches(
     modules: dict[str, keras.Model] = {}
     for number, patch in enumerate(patches, start=1):
         require_base(patch.manifest, base, f"Patch {number} of {len(patches)}" if len(patches) > 1 else "The patch")
-        modules |= _filled_modules(base, patch.content, delta)
+        modules |= fill_modules(base, patch.content, delta)
     if only is not None:
         modules = {path: module for path, module in modules.items() if path in only}
     if delta == 0 or not modules:
@@ -118,8 +118,12 @@ def read_weights(modules: Mapping[str, keras.Model]) -> dict[str, dict[str, np.n
     }
 
 
-def _filled_modules(base: Base, content: PatchContent, delta: float | None) -> dict[str, keras.Model]:
-    """Build the modules of one patch and give them their weights."""
+def fill_modules(base: Base, content: PatchContent, delta: float | None = None) -> dict[str, keras.Model]:
+    """Build the modules of one patch, by the path that each follows, and give them their weights.
+
+    Args:
+        delta: As for `apply_patches`.
+    """
     config = content.manifest.fixer
     # The file says for each split whether a ReLU follows; a newer rule for `auto` must not change an old patch.
     if delta is not None:

@@ -91,6 +91,15 @@ def describe(content: PatchContent) -> dict[str, Any]:
     return {"schema": content.schema, **described, "hashes": content.hashes is not None}
 
 
+def digest_of(content: PatchContent) -> str:
+    """Return one SHA-256, in hex, of manifest and weights: it names the patch, whichever schema its file has."""
+    digest = hashlib.sha256(canonical(content.manifest).encode())
+    for split, weights in sorted(content.weights.items()):
+        for name, values in sorted(weights.items()):
+            digest.update(f"{split}\0{name}\0".encode() + np.ascontiguousarray(values, "<f4").tobytes())
+    return digest.hexdigest()
+
+
 @contextmanager
 def _as_patch_error(what: str, hint: str) -> Iterator[None]:
     """Turn every fault into a PatchError: h5py raises nearly anything on bytes that it did not write."""

@@ -9,8 +9,9 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from fixpatch.console import err, per_cent, plain
+from fixpatch.console import err, plain
 from fixpatch.results import EpochFacts, Listener
+from fixpatch.wording import per_cent
 
 
 class ProgressListener(Listener):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 
@@ -123,10 +123,13 @@ class TrainingFacts:
 
     Attributes:
         measured_on: `holdout` (these images chose the epoch) or `training`.
+        base_robust, patch_robust: Under attacks made on the base for both (attacker `base`), or for each on itself
+            (`patched`).
         trainable, parameters: Parameters of the fixers, and of base and fixers together.
         seconds: Wall time of each stage.
         cached: How many training pairs came from the cache.
         splits: Where the fixers sit.
+        attacker: Whom the pairs were made on: `base` or `patched`.
     """
 
     measured_on: str
@@ -142,6 +145,7 @@ class TrainingFacts:
     warnings: tuple[str, ...] = ()
     cached: int = 0
     splits: tuple[str, ...] = ()
+    attacker: str = "base"
 
 
 @dataclass(frozen=True)
@@ -217,72 +221,6 @@ class CacheFacts:
     cap_bytes: int
     oldest_use: str | None
     newest_use: str | None
-
-
-@dataclass(frozen=True)
-class Score:
-    """One model under one attack by one attacker.
-
-    Attributes:
-        model: `base` or `patch`.
-        attacker: Who made the images: `base`, `patched`, or `none` for clean images.
-        accuracy: Right under attack (the paper's measure).
-        robust_accuracy: Right when clean and right under attack.
-        accuracy_base_right, robust_accuracy_base_right: The same on images that the base gets right when clean.
-        parts_mean, parts_std: Mean and standard deviation of `accuracy` over five equal parts (paper: table 1).
-        parts_mean_base_right, parts_std_base_right: The same of `accuracy_base_right`; None without such images.
-        loss, precision: What the attack raised, and what it computed in.
-    """
-
-    model: str
-    attacker: str
-    attack: str
-    eps: float
-    norm: str
-    steps: int
-    restarts: int
-    attack_labels: str
-    seed: int
-    accuracy: Rate
-    robust_accuracy: Rate
-    accuracy_base_right: Rate
-    robust_accuracy_base_right: Rate
-    parts_mean: float
-    parts_std: float
-    parts_mean_base_right: float | None
-    parts_std_base_right: float | None
-    loss: str = "cross-entropy"
-    precision: str = "float32"
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Everything that `eval` measured.
-
-    Attributes:
-        images: Where they came from: `given`, or `holdout` (these chose the epoch: optimistic).
-        overlap: How many of them the patch was trained on, by content; None where the patch holds no hashes.
-        worst: Robust accuracy of the patch, else of the base, per image over all attacks and attackers that ran.
-        warnings: What a reader has to know before believing a figure.
-        cached: How many adversarial images came from the cache.
-    """
-
-    n: int
-    seed: int
-    images: str
-    overlap: int | None
-    scores: tuple[Score, ...]
-    worst: Rate
-    warnings: tuple[str, ...] = ()
-    seconds: dict[str, float] = field(default_factory=dict)
-    cached: int = 0
-
-    @property
-    def rows(self) -> list[dict[str, Any]]:
-        """The scores as plain dicts, one per row of the table."""
-        from dataclasses import asdict
-
-        return [asdict(score) for score in self.scores]
 
 
 class Listener:

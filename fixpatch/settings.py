@@ -12,7 +12,9 @@ from typing import Any
 from fixpatch.errors import SettingError, did_you_mean
 
 FILE = Path("fixpatch.toml")
-REPEATABLE = ("attacker",)
+REPEATABLE = {"eval": {"attacker"}}
+# What a command takes from its own table only: `attacker` at the top is meant for `eval`, which names several.
+OWN = {"train": {"attacker"}}
 Number = float | str
 Names = str | list[str]
 
@@ -30,10 +32,17 @@ class Settings:
     attack: Names | None = None
     attacker: Names | None = None
     attack_labels: str | None = None
+    budget: str | None = None
+    surrogate: str | None = None
+    surrogate_data: str | None = None
+    fail_under: float | None = None
+    report: str | None = None
+    norm: Number | None = None
     eps: Number | None = None
     eps_step: Number | None = None
     steps: int | None = None
     restarts: int | None = None
+    targets: int | None = None
     loss: str | None = None
     precision: str | None = None
     delta: float | None = None
@@ -54,6 +63,7 @@ class Settings:
     seed: int | None = None
     limit: int | None = None
     hashes: bool | None = None
+    tensorboard: str | None = None
     skip_unreadable: bool | None = None
     cache: str | None = None
     no_cache: bool | None = None
@@ -122,8 +132,10 @@ def _defaults(whole: ProjectFile, command: str, known: set[str], path: Path) -> 
     foreign = sorted(set(table) - known)
     if foreign:
         raise SettingError(f"'{path}' sets '{foreign[0]}' in [{command}]; `fixpatch {command}` has no such option.")
-    merged = {**{name: value for name, value in shared.items() if name in known}, **table}
-    return {name: [_as_text(value)] if name in REPEATABLE else _as_text(value) for name, value in merged.items()}
+    taken = known - OWN.get(command, set())
+    merged = {**{name: value for name, value in shared.items() if name in taken}, **table}
+    several = REPEATABLE.get(command, set())
+    return {name: [_as_text(value)] if name in several else _as_text(value) for name, value in merged.items()}
 
 
 def _given(settings: Settings) -> dict[str, Any]:

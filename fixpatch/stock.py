@@ -122,9 +122,23 @@ MODULES: dict[str, frozenset[str]] = {
     "keras.optimizers.schedules": SCHEDULES,
     **{f"keras.src.ops.{module}": names(listed) for module, listed in OPERATIONS.items()},
 }
+# Layers that later versions have not, or by another name: `keras1` translates some of them and refuses the others.
+KERAS_1 = names(
+    """
+    AtrousConvolution1D AtrousConvolution2D ConvRecurrent2D Deconvolution2D Highway LocallyConnected1D
+    LocallyConnected2D MaxoutDense Merge ParametricSoftplus SReLU ThresholdedReLU TimeDistributedDense
+    """
+)
 # Files of Keras 1 and 2 name no module.
 UNQUALIFIED = (
-    MODELS | LAYERS | INITIALIZERS | REGULARIZERS | CONSTRAINTS | POLICIES | names("GroupedQueryAttention Policy")
+    MODELS
+    | LAYERS
+    | KERAS_1
+    | INITIALIZERS
+    | REGULARIZERS
+    | CONSTRAINTS
+    | POLICIES
+    | names("GroupedQueryAttention Policy")
 )
 # Classes of Keras that run what the file holds, or read what it names, whoever says they are his own.
 REFUSED = names(

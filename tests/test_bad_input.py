@@ -120,7 +120,7 @@ def place(
         Path("nothing.keras").touch()
         patch_bytes = patch_file.read_bytes()
         Path("patch.h5").write_bytes(patch_bytes)
-        Path("newer.h5").write_bytes(patch_bytes.replace(b"schema 2\n", b"schema 3\n", 1))
+        Path("newer.h5").write_bytes(patch_bytes.replace(b"schema 3\n", b"schema 4\n", 1))
         Path("damaged.h5").write_bytes(patch_bytes[:-100] + bytes([patch_bytes[-100] ^ 1]) + patch_bytes[-99:])
         Path("short.h5").write_bytes(patch_bytes[: USER_BLOCK + 5])
     return folder
@@ -210,7 +210,7 @@ def test_unreadable_image_can_be_skipped(tmp_path: Path) -> None:
 
 SETTINGS = [
     ("--eps 0", r"--eps is 0; it has to be above 0 and at most 1\.", "fraction of the input range"),
-    ("--eps 1.5", r"--eps is 1\.5;", "8/255 is eight grey levels"),
+    ("--eps 1.5", r"--eps is 1\.5;", "8/255 is eight levels of 255"),
     ("--eps abc", r"--eps is 'abc', not a number\.", "Write 0.03 or 8/255"),
     ("--eps 8/0", "--eps is '8/0', not a number", "Write 0.03 or 8/255"),
     ("--eps 1e400", "--eps is '1e400', not a number", "Write 0.03 or 8/255"),
@@ -247,10 +247,25 @@ EVALUATION = [
     ("--attack autopgd,fgms", "--attack is 'fgms'", "Did you mean 'fgsm'"),
     ("--attack ,", "No attack or no attacker is named", "Known: autopgd"),
     ("--attacker bsae", "--attacker is 'bsae'", "Did you mean 'base'"),
+    ("--attacker base --attacker bsae", "--attacker is 'bsae'", "Known: base, surrogate, patched, black-box"),
+    ("--attacker ,", "No attack or no attacker is named", "Known: autopgd"),
+    ("--attack al", "--attack is 'al'", "Known: .*autopgd-dlr"),
+    ("--budget quik", "--budget is 'quik'", "Did you mean 'quick'"),
+    ("--norm 3", "--norm is '3'", "Known: inf, 2"),
+    ("--targets -1", "--targets is -1; it has to be a number of at least 0", ""),
+    ("--fail-under 1.5", r"--fail-under is 1\.5; it has to be from 0 to 1", ""),
+    ("--fail-under nan", r"--fail-under is nan; it has to be from 0 to 1", ""),
+    ("--fail-under 0.5 --attacker base", "nobody attacked the patched model", "--attacker patched"),
+    ("--fail-under 0.5 --no-patch", "nobody attacked the patched model", "Pass --patch"),
+    ("--report patch.h5", r"'patch\.h5' exists already", "--force"),
+    ("--report small --force", "'small' is a folder", ""),
+    ("--report model.keras --force", r"'model\.keras' cannot be written: it is 'model\.keras' too", ""),
+    ("--attacker surrogate --surrogate none.h5", r"There is no patch file 'none\.h5'", ""),
+    ("--attacker surrogate --surrogate-data nowhere", "'nowhere' does not exist", ""),
     ("--attacker patched --no-patch", "--attacker patched needs a patch", "Pass --patch"),
     ("--limit 0", "--limit is 0; it has to be a number of at least 1", ""),
     ("--patch none.h5", r"There is no patch file 'none\.h5'", ""),
-    ("--patch newer.h5", "has schema 3; this fixpatch reads up to 2", "upgrade"),
+    ("--patch newer.h5", "has schema 4; this fixpatch reads up to 3", "upgrade"),
     ("--patch damaged.h5", "is damaged", "Copy or download it again"),
     ("--patch short.h5", "is damaged", "Copy or download it again"),
     ("--patch text.keras", "is not a fixpatch patch", "Name the file that `fixpatch train` wrote"),

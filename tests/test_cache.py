@@ -19,10 +19,10 @@ import fixpatch
 from fixpatch import patchfile
 from fixpatch.cache import CAP, DAY, Cache, Shelf, open_cache, user_folder
 from fixpatch.classifier import KerasClassifier
-from fixpatch.config import attack_named
 from fixpatch.data import ImageSet
 from fixpatch.errors import SettingError
 from fixpatch.models import Base
+from fixpatch.threats import attack_named
 
 SIZE = 4 * 1000 + 128 + 32  # array, header, digest
 

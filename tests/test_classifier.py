@@ -11,12 +11,14 @@ from hypothesis import strategies as st
 
 from fixpatch import classifier as room
 from fixpatch import memory
+from fixpatch.attacks import attack_images
 from fixpatch.classifier import KerasClassifier
 from fixpatch.data import ImageSet
 from fixpatch.errors import SettingError
 from fixpatch.memory import BEST, Memory
 from fixpatch.models import Base
 from fixpatch.objectives import NEVER_ZERO, cross_entropy, difference_of_logits_ratio
+from fixpatch.threats import attack_named
 from fixpatch.tracker import Tracker
 
 
@@ -257,11 +259,51 @@ def test_not_lean_follows_the_models_weights(base: Base, unseen: ImageSet) -> No
     assert np.allclose(classifier.loss_gradient(x + 1e-6, y), 0)
 
 
+class Restless(keras.layers.Layer):
+    """Drops half of the pixels at inference too, where Keras' own Dropout does nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.chance = keras.random.SeedGenerator(1)
+
+    def call(self, x: keras.KerasTensor) -> keras.KerasTensor:
+        return keras.random.dropout(x, 0.5, seed=self.chance)
+
+
+def restless(base: Base) -> keras.Model:
+    image = keras.Input((8, 8, 1))
+    return keras.Model(image, base.logits(Restless()(image)))
+
+
+def test_many_samples_are_nearer_to_the_expectation_than_one(base: Base, unseen: ImageSet) -> None:
+    model, (x, y) = restless(base), images(unseen, 10)
+    one, many, truth = (KerasClassifier(model, samples=count) for count in (1, 16, 200))
+    assert np.allclose(np.exp(truth.predict(x)).sum(1), 1, atol=1e-3), "logarithms of mean probabilities"
+
+    def chances(classifier: KerasClassifier) -> np.ndarray:
+        return keras.ops.convert_to_numpy(keras.ops.softmax(classifier.predict(x)))
+
+    for ask in (lambda each: each.loss_gradient(x, y), lambda each: each.compute_loss(x, y), chances):
+        right = ask(truth)
+        assert 1.5 * np.abs(ask(many) - right).mean() < np.abs(ask(one) - right).mean()
+    assert many.exact is many and many.variant("dlr", "float32").samples == many.unit_range.samples == 16
+
+
+def test_attack_through_the_expectation_breaks_more(base: Base, unseen: ImageSet) -> None:
+    model, (x, y) = restless(base), images(unseen, 40)
+    judge = KerasClassifier(model, samples=64)
+    attack, left = attack_named("pgd", eps="45/255", steps=6), []
+    for samples in (1, 16):
+        found = attack_images(attack, KerasClassifier(model, samples=samples), x, y, unseen.hashes()[:40])
+        left.append((judge.predict(found).argmax(1) == y).mean())
+    assert left[1] < left[0] - 0.1
+
+
 @given(st.integers(0, 2**32 - 1))
 def test_tracker_keeps_the_strongest_point_inside_the_ball(seed: int) -> None:
     random = np.random.default_rng(seed)
     x, y = random.random((3, 2, 2, 1), np.float32), np.array([0, 1, 2])
-    tracker = Tracker(x, y, 0.1, (0.0, 1.0), stop_when_broken=False)
+    tracker = Tracker(x, y, 0.1, (0.0, 1.0))
     seen = []
     for _ in range(6):
         points = (x + random.uniform(-0.2, 0.2, x.shape)).astype(np.float32)
@@ -282,9 +324,23 @@ def test_tracker_keeps_the_strongest_point_inside_the_ball(seed: int) -> None:
         assert np.array_equal(tracker.best[row], seen[strongest][0][row])
 
 
+@given(st.integers(0, 2**32 - 1))
+def test_tracker_projects_into_the_two_norms_ball_and_the_range(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    x = (255 * random.random((4, 3, 3, 2))).astype(np.float32)
+    tracker = Tracker(x, np.zeros(4, int), 40.0, (0.0, 255.0), norm="2")
+    points = (x + random.uniform(-1, 1, x.shape) * 10 ** random.uniform(-3, 3)).astype(np.float32)
+    inside, moved = tracker.project(points, np.arange(4))
+    away = np.linalg.norm((inside.astype(np.float64) - x).reshape(4, -1), axis=1)
+    assert (away <= 40 * (1 + 2e-6)).all()
+    assert inside.min() >= 0 and inside.max() <= 255
+    assert np.array_equal(tracker.project(inside, np.arange(4))[0], inside), "projection is idempotent"
+    assert np.array_equal(moved, [np.linalg.norm(a - b) > 4e-3 for a, b in zip(inside, points, strict=True)])
+
+
 def test_tracker_finds_the_image_of_a_point_after_rows_are_dropped() -> None:
     x = np.random.default_rng(0).random((6, 4, 4, 1), np.float32)
-    tracker = Tracker(x, np.zeros(6, int), 0.05, (0.0, 1.0), stop_when_broken=False)
+    tracker = Tracker(x, np.zeros(6, int), 0.05, (0.0, 1.0))
     kept = np.array([1, 4, 5])
     assert np.array_equal(tracker.rows(x[kept] + 0.05), kept)
 
@@ -292,7 +348,7 @@ def test_tracker_finds_the_image_of_a_point_after_rows_are_dropped() -> None:
 def test_of_two_equal_images_each_gets_its_own_point() -> None:
     x = np.zeros((3, 2, 2, 1), np.float32)
     x[0] = 1
-    tracker = Tracker(x, np.zeros(3, int), 0.1, (0.0, 1.0), stop_when_broken=False)
+    tracker = Tracker(x, np.zeros(3, int), 0.1, (0.0, 1.0))
     assert np.array_equal(tracker.rows(x[1:]), [1, 2])
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import fcntl
+import io
 import json
 import os
 import pty
@@ -14,6 +16,7 @@ import sys
 import termios
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -22,7 +25,7 @@ from typer.testing import CliRunner, Result
 
 # Loaded here: ART resets logging at import, which closes the stream that absl took from pytest if CliRunner's
 # stands in for it at that time.
-from fixpatch import __version__, console, evaluate, train  # noqa: F401
+from fixpatch import __version__, console, endings, evaluate, train  # noqa: F401
 from fixpatch.cli import app
 from fixpatch.patches import load_patch
 
@@ -143,13 +146,12 @@ def test_patched_model_is_plain_keras(four: Lines) -> None:
 
 def test_eval_takes_the_held_out_images_and_says_so(four: Lines) -> None:
     result = four.results["eval"]
-    assert result.stdout.startswith("10 held-out images (they chose the epoch: optimistic), seed 0\n")
+    assert result.stdout.startswith("10 held-out images (they chose the epoch: optimistic), seed 0, budget quick\n")
     assert "  autopgd: l_inf eps 40/255, 3 steps\n" in result.stdout
-    rows = [tuple(line.split()[:2]) for line in result.stdout.splitlines()]
-    assert [row for row in rows if row[0] in ("clean", "autopgd")] == 2 * [
-        ("clean", "-"),
-        ("autopgd", "base"),
-        ("autopgd", "patched"),
+    lines = result.stdout.splitlines()
+    start = lines.index("attacker base: has the base")
+    assert [line.split()[0] for line in lines[start - 1 : start + 7]] == [
+        *("clean", "attacker", "autopgd", "attacker", "autopgd", "attacker", "square", "noise")
     ]
     assert "warning: these images chose the patch's epoch: the figures are optimistic" in result.stderr
     assert "warning" not in result.stdout
@@ -267,6 +269,7 @@ def test_help_needs_no_working_settings_file(tmp_path: Path, monkeypatch: pytest
         ("train --splitt a", "--split"),
         ("inspekt model.keras", "inspect"),
         ("eval --limit many", "--limit"),
+        ("eval --fail-under 50%", "--fail-under"),
         ("apply", "model"),
         ("show a b", "extra"),
     ],
@@ -379,22 +382,17 @@ def in_terminal(command: list[str], folder: Path, columns: int = 80) -> str:
 
 LAYOUT = """
 from pathlib import Path
-from fixpatch import console
-from fixpatch.results import Evaluation, LayerFacts, ModelFacts, Rate, Score, TrainingFacts
+from fixpatch import tables
+from fixpatch.results import LayerFacts, ModelFacts, Rate, TrainingFacts
 full = Rate(1.0, 0.998, 1.0, 5000)
 names = ["block_%018d" % 1, "outer/" + "long_name_" * 6]
 layers = [LayerFacts(name, "GlobalAveragePooling2D", (112, 112, 256), True, 10_488_320, 0.084, "") for name in names]
 layers.append(LayerFacts("end", "Dense", (1000,), False, None, None, "makes the model's output"))
 model = ModelFacts(1000, (None, None, 3), (0, 255), "graph", "channels_last", "mixed_float16", "softmax",
                    123_456_789, "ab" * 32, tuple(layers))
-console.show_model(model, "model.keras", True)
-scores = [
-    Score(kind, attacker, attack, 16 / 255, "inf", 25, 2, "predicted", 0, *4 * [full], 0.9, 0.05, 0.9, 0.05)
-    for attack, attacker in (("clean", "none"), ("autopgd-16", "patched"))
-    for kind in ("base", "patch")
-]
-console.show_evaluation(Evaluation(5000, 0, "holdout", 3, tuple(scores), full, ("a long warning " * 8,)))
-console.show_training(TrainingFacts("holdout", *4 * [full], 12920, 153362, 3, (), {}), Path("patch.h5"))
+tables.show_model(model, "model.keras", True)
+facts = TrainingFacts("holdout", *4 * [full], 12920, 153362, 3, (), {}, ("a long warning " * 8,))
+tables.show_training(facts, Path("patch.h5"))
 """
 
 
@@ -406,7 +404,7 @@ def test_tables_fit_a_terminal(four: Lines) -> None:
     folded = "".join(line[:24].strip() for line in shown.splitlines())
     assert "outer/" + "long_name_" * 6 in folded
     assert "makes the model's output" in shown
-    assert shown.count("100.0 (99.8-100.0)") == 11
+    assert shown.count("100.0 (99.8-100.0)") == 4
 
 
 def test_show_fits_a_terminal(four: Lines) -> None:
@@ -426,6 +424,40 @@ def test_piped_names_are_whole(tmp_path: Path) -> None:
     )
     assert "outer/" + "long_name_" * 6 + "  GlobalAveragePooling2D  112x112x256" in run.stdout
     assert run.stderr == "warning: " + "a long warning " * 8 + "\n"
+
+
+@pytest.mark.parametrize(("name", "again"), [("eval", True), ("train", True), ("craft", False)])
+def test_interruption_prints_the_line_that_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, again: bool
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("fixpatch.attackcli.load_room", interrupt)  # where the work begins
+    result = call(name, "a model.keras", "--resume", "--seed", "3") if again else call(name, "a model.keras")
+    assert (result.exit_code, result.stdout) == (130, "")
+    told = f"go on with: fixpatch {name} 'a model.keras' --seed 3 --resume\n"
+    assert result.stderr == (f"interrupted; what is finished is kept\n{told}" if again else "interrupted\n")
+
+
+def test_line_that_repeats_a_run_starts_it_anew() -> None:
+    line = ["eval", "my model.keras", "--resume", "--seed", "3"]
+    assert endings.repeating(SimpleNamespace(meta={"line": line})) == "fixpatch eval 'my model.keras' --seed 3"
+
+
+def test_csv_with_a_bar_and_a_report(place: Path) -> None:
+    line = "eval --attack fgsm --attacker patched --eps 0.9 --limit 4 --csv --fail-under 1 --report r.html"
+    result = call(*line.split())
+    assert result.exit_code == 1, "the answer is no, and the figures are there"
+    rows = list(csv.DictReader(io.StringIO(result.stdout)))
+    assert [(row["model"], row["attacker"], row["attack"]) for row in rows] == [
+        *(("base", "none", "clean"), ("patch", "none", "clean")),
+        *(("base", "patched", "fgsm"), ("patch", "patched", "fgsm"), ("patch", "worst", "-")),
+    ]
+    assert "warning: these images chose the patch's epoch" in result.stderr
+    assert "report: r.html\nworst robust accuracy " in result.stderr
+    assert f"fixpatch {line}" in (place / "r.html").read_text()
 
 
 @pytest.mark.slow

@@ -11,20 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fixpatch.config import (
-    PAPER_ATTACKS,
-    RECIPE,
-    AttackConfig,
-    DataConfig,
-    FixerConfig,
-    TrainingConfig,
-    attack_named,
-    build_recipe,
-    parse_fraction,
-    require_choice,
-    require_range,
-)
+from fixpatch.config import RECIPE, DataConfig, FixerConfig, TrainingConfig, build_recipe
 from fixpatch.errors import SettingError
+from fixpatch.parsing import parse_fraction, require_choice, require_range
+from fixpatch.threats import PAPER_ATTACKS, AttackConfig, attack_named
 
 HUGE = 10**400  # an integer that no float holds
 
@@ -116,7 +106,10 @@ REFUSED = [
     (AttackConfig, "attack_labels", "wrong", "--attack-labels"),
     (AttackConfig, "loss", "ce", "--loss"),
     (AttackConfig, "precision", "float16", "--precision"),
+    (AttackConfig, "norm", "1", "--norm"),
+    *((AttackConfig, "targets", value, "--targets") for value in (-1, math.inf)),
     (TrainingConfig, "precision", "double", "--precision"),
+    (TrainingConfig, "attacker", "black-box", "--attacker"),
     *((AttackConfig, "eps", value, "--eps") for value in (0, -0.1, 1.0001, math.nan, math.inf, HUGE)),
     *((AttackConfig, "eps_step", value, "--eps-step") for value in (0, -0.1, 1.0001, math.nan, HUGE)),
     *((AttackConfig, "steps", value, "--steps") for value in (0, -1, math.inf)),
@@ -146,8 +139,7 @@ def test_setting_names_its_flag_when_it_is_refused(kind: type, name: str, value:
 
 def test_every_setting_of_a_dataclass_can_be_refused() -> None:
     kinds = (FixerConfig, AttackConfig, DataConfig, TrainingConfig)
-    free = {"norm"}  # l_inf is the only one; nothing sets it
-    every = {(kind, field.name) for kind in kinds for field in fields(kind) if field.name not in free}
+    every = {(kind, field.name) for kind in kinds for field in fields(kind)}
     assert {(kind, name) for kind, name, _, _ in REFUSED} == every
 
 
@@ -190,7 +182,7 @@ def test_scaled_step_stays_within_the_range() -> None:
 
 def test_none_stands_for_the_default() -> None:
     assert attack_named("pgd", eps=None, steps=None) == attack_named("pgd")
-    assert build_recipe(["a"], eps=None, epochs=None) == build_recipe(["a"])
+    assert build_recipe(["a"], eps=None, epochs=None, attacker=None) == build_recipe(["a"])
 
 
 def test_recipe_sorts_settings_into_their_places() -> None:
@@ -200,6 +192,37 @@ def test_recipe_sorts_settings_into_their_places() -> None:
     assert recipe.splits == ("a", "b")
     assert (recipe.attack.name, recipe.attack.eps, recipe.attack.attack_labels) == ("pgd", 1 / 255, "predicted")
     assert (recipe.fixer.delta, recipe.data.views, recipe.training.epochs, recipe.training.seed) == (0.5, 7, 2, 3)
+
+
+def test_attacks_take_turns_over_the_views_with_one_budget() -> None:
+    recipe = build_recipe(["a"], attack="pgd, fgsm", eps="1/255", steps=3)
+    assert recipe == build_recipe(["a"], attack=("pgd", "fgsm"), eps="1/255", steps=3)
+    assert [(attack.name, attack.eps, attack.steps) for attack in recipe.attacks] == [
+        ("pgd", 1 / 255, 3),
+        ("fgsm", 1 / 255, 1),
+    ]
+    names = "autopgd,autopgd-dlr,pgd,fgsm"
+    assert build_recipe(["a"], attack=names).data.views == 4, "a view for each attack"
+    assert build_recipe(["a"], attack="pgd,fgsm").data.views == 3, "the default has enough"
+    with pytest.raises(SettingError, match=r"--views is 3 with 4 attacks.*Pass --views 4 or more"):
+        build_recipe(["a"], attack=names, views=3)
+    with pytest.raises(SettingError, match="names an attack twice"):
+        build_recipe(["a"], attack="fgsm,pgd,fgsm")
+    with pytest.raises(SettingError, match="--attack is ''"):
+        build_recipe(["a"], attack="fgsm,")
+
+
+def test_pairs_are_made_on_the_base_or_on_the_patched_model_which_has_a_view_each_epoch() -> None:
+    assert build_recipe(["a"]).training.attacker == "base"
+    moving = build_recipe(["a"], attacker="patched", attack="pgd,fgsm")
+    assert (moving.training.attacker, moving.data.views) == ("patched", 1)
+    default = build_recipe(["a"])
+    assert moving.training.epochs == default.training.epochs * default.data.views, "as many steps"
+    assert build_recipe(["a"], attacker="patched", epochs=7).training.epochs == 7
+    with pytest.raises(SettingError, match=r"--views is 3 with --attacker patched.*Leave it out"):
+        build_recipe(["a"], attacker="patched", views=3)
+    with pytest.raises(SettingError, match=r"--attacker of a training is 'surrogate'.*Known: base, patched"):
+        build_recipe(["a"], attacker="surrogate")
 
 
 def test_precision_is_that_of_attack_and_training() -> None:
@@ -223,7 +246,7 @@ def test_setting_unlike_any_is_refused_without_a_guess() -> None:
 
 def test_every_name_of_a_recipe_is_accepted() -> None:
     values: dict[str, Any] = {"attack": "pgd", "eps": 0.1, "eps_step": 0.1, "attack_labels": "true", "steps": 1}
-    values |= {"restarts": 1, "group_by": "a", "loss": "dlr"}
+    values |= {"restarts": 1, "group_by": "a", "loss": "dlr", "norm": "inf", "targets": 0}
     for kind in (FixerConfig, DataConfig, TrainingConfig):
         values |= {field.name: field.default for field in fields(kind) if field.name not in values}
     assert set(values) == RECIPE

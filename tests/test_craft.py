@@ -14,10 +14,10 @@ import pytest
 import fixpatch
 from fixpatch.cache import Cache
 from fixpatch.classifier import KerasClassifier
-from fixpatch.config import attack_named
 from fixpatch.craft import Pairs, _software, craft_pairs, craft_shards
 from fixpatch.data import ImageSet
 from fixpatch.models import Base, load
+from fixpatch.threats import attack_named
 
 ATTACK = attack_named("fgsm", eps="40/255")
 
@@ -91,6 +91,11 @@ CHANGES: dict[str, dict[str, Any]] = {
     "batch size": {"classifier": {"batch_size": 3}},
     "input range": {"classifier": {"input_range": (0.0, 2.0)}},
     "seed": {"seed": 1},
+    "settling": {"settle": True},
+    "samples": {"classifier": {"samples": 2}},
+    "joint loss": {"classifier": {"joint": True}},
+    "norm": {"attack": attack_named("fgsm", eps="40/255", norm="2")},
+    "targets": {"attack": attack_named("fgsm", eps="40/255", targets=2)},
     "augmentation": {"preset": "shift"},
     "image": {"x": 1},
     "label": {"y": 1},
@@ -104,7 +109,7 @@ def names(model: keras.Model, small: ImageSet, **change: Any) -> list[str]:
     x, y = few.x.copy(), few.y.copy()
     x[0, 0, 0, 0] += change.get("x", 0)
     y[0] = (y[0] + change.get("y", 0)) % 10
-    shaping = {name: change[name] for name in ("seed", "preset", "views") if name in change}
+    shaping = {name: change[name] for name in ("seed", "preset", "views", "settle") if name in change}
     found = craft_shards(
         KerasClassifier(model, lean=False, **change.get("classifier", {})),
         change.get("attack", ATTACK),

@@ -15,11 +15,11 @@ from conftest import Interrupt
 from typer.testing import CliRunner, Result
 
 import fixpatch
-from fixpatch import console, patchfile
+from fixpatch import patchfile, tables
 from fixpatch.basecheck import read_images
 from fixpatch.cache import Cache
 from fixpatch.cli import app
-from fixpatch.config import attack_named, build_recipe
+from fixpatch.config import build_recipe
 from fixpatch.data import ImageSet
 from fixpatch.drift import DriftModel, auto_count, choose_splits, measure_drift
 from fixpatch.errors import SettingError
@@ -27,6 +27,7 @@ from fixpatch.graph import calls
 from fixpatch.mainline import list_stretches
 from fixpatch.models import Base, as_base
 from fixpatch.results import LayerDrift
+from fixpatch.threats import attack_named
 from fixpatch.training import train_recipe
 
 layers = keras.layers
@@ -260,7 +261,7 @@ def test_train_takes_what_inspect_marks_also_after_an_interruption(
 
 def test_bars_survive_a_terminal_without_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
-    assert [console.bar_of(value, 2.0) for value in (2.0, 0.5, 0.0, float("nan"))] == ["#" * 16, "#" * 4, "", ""]
+    assert [tables.bar_of(value, 2.0) for value in (2.0, 0.5, 0.0, float("nan"))] == ["#" * 16, "#" * 4, "", ""]
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Evaluation: every figure names its attacker, and says what it was measured on."""
+"""Evaluation: every figure names its attacker, says what it was measured on, and is checked."""
 
 from __future__ import annotations
 
@@ -6,17 +6,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 
 import fixpatch
 from fixpatch.classifier import KerasClassifier
-from fixpatch.config import attack_named
 from fixpatch.data import ImageSet
 from fixpatch.errors import PatchError, SettingError
 from fixpatch.models import Base, as_base
 from fixpatch.patches import Patch, load_patch
-from fixpatch.results import Evaluation, Rate
+from fixpatch.results import Rate
+from fixpatch.scores import Evaluation, Score
+from fixpatch.threats import attack_named
 
 ATTACK = attack_named("pgd", eps="40/255", steps=5)
+QUICK = {"eps": "40/255", "steps": 4, "views": 1, "epochs": 3}
 
 
 @pytest.fixture(scope="module")
@@ -25,19 +28,35 @@ def patch(patch_file: Path) -> Patch:
 
 
 @pytest.fixture(scope="module")
-def result(model_file: Path, patch: Patch, unseen: ImageSet) -> Evaluation:
-    return fixpatch.evaluate(fixpatch.load(model_file), patch, unseen, attacks=[ATTACK, "fgsm"])
+def rival(model_file: Path, small: ImageSet) -> Patch:
+    """A patch that another made by the same recipe."""
+    return fixpatch.train(fixpatch.load(model_file), small, ("res_block_1", "res_block_2"), seed=1, **QUICK)
+
+
+@pytest.fixture(scope="module")
+def result(model_file: Path, patch: Patch, rival: Patch, unseen: ImageSet) -> Evaluation:
+    base = fixpatch.load(model_file)
+    attackers = ["base", "surrogate", "patched", "black-box"]
+    return fixpatch.evaluate(base, patch, unseen, attacks=[ATTACK, "fgsm"], attackers=attackers, surrogate=rival)
+
+
+def find(result: Evaluation, model: str, made_on: str, attack: str) -> Score:
+    (score,) = (s for s in result.scores if (s.model, s.made_on, s.attack) == (model, made_on, attack))
+    return score
 
 
 def test_every_row_names_model_attacker_and_budget(result: Evaluation) -> None:
-    named = [(row["model"], row["attacker"], row["attack"]) for row in result.rows]
-    assert named == [("base", "none", "clean"), ("patch", "none", "clean")] + [
-        (model, attacker, attack)
-        for attack in ("pgd", "fgsm")
-        for attacker in ("base", "patched")
-        for model in ("base", "patch")
+    rows = [(row["attacker"], row["made_on"], row["attack"]) for row in result.rows if row["model"] == "patch"]
+    gradient = [("base", "base"), ("surrogate", "surrogate"), ("surrogate", "base+surrogate"), ("patched", "patched")]
+    assert rows == [
+        ("none", "-", "clean"),
+        *((attacker, made_on, attack) for attacker, made_on in gradient for attack in ("pgd", "fgsm")),
+        ("black-box", "patched", "square"),
+        ("black-box", "patched", "noise"),
     ]
+    assert [row["model"] for row in result.rows] == ["base", "patch"] * len(rows)
     assert {(s.eps, s.steps, s.norm, s.seed) for s in result.scores if s.attack == "pgd"} == {(40 / 255, 5, "inf", 0)}
+    assert {(s.eps, s.steps) for s in result.scores if s.attack == "square"} == {(40 / 255, 100)}
 
 
 def test_figures_are_those_of_a_count_by_hand(result: Evaluation, base: Base, patch: Patch, unseen: ImageSet) -> None:
@@ -47,50 +66,92 @@ def test_figures_are_those_of_a_count_by_hand(result: Evaluation, base: Base, pa
     found = attack_images(ATTACK, KerasClassifier(base.logits), x, y, unseen.hashes())
     patched = patch.apply(base)
     clean, attacked = (patched.predict(part, verbose=0).argmax(1) == y for part in (x, found))
-    base_right = base.model.predict(x, verbose=0).argmax(1) == y
-    score = next(s for s in result.scores if (s.model, s.attacker, s.attack) == ("patch", "base", "pgd"))
+    base_right, base_attacked = (base.model.predict(part, verbose=0).argmax(1) == y for part in (x, found))
+    score = find(result, "patch", "base", "pgd")
     assert score.accuracy == Rate.of(attacked)
     assert score.robust_accuracy == Rate.of(clean & attacked)
     assert score.accuracy_base_right == Rate.of(attacked[base_right])
     assert score.robust_accuracy_base_right == Rate.of((clean & attacked)[base_right])
+    assert score.by_class == tuple(Rate.of(attacked[y == each]) for each in range(10))
     assert score.parts_mean == pytest.approx(attacked.mean())
     assert score.parts_mean_base_right == pytest.approx(attacked[base_right].mean(), abs=0.02), (
         "parts of 39 or 40 images"
     )
-    assert result.worst.value <= score.robust_accuracy.value
+    compared = next(c for c in result.comparisons if (c.made_on, c.attack) == ("base", "pgd"))
+    only = int((base_attacked & ~attacked).sum()), int((attacked & ~base_attacked).sum())
+    assert (compared.base_only, compared.patch_only) == only
+    assert compared.p_value == pytest.approx(binomtest(only[0], sum(only)).pvalue)
 
 
-def test_worst_is_per_image_over_all_attacks(result: Evaluation) -> None:
+def test_worst_is_per_image_over_all_attacks_and_attackers(result: Evaluation) -> None:
     each = [s.robust_accuracy.value for s in result.scores if s.model == "patch"]
     assert result.worst.value <= min(each)
+    assert sum(rate.value * rate.n for rate in result.worst_by_class) == pytest.approx(result.worst.value * result.n)
+
+
+def test_the_twelve_checks_ran(result: Evaluation) -> None:
+    assert [check.number for check in result.checks] == list(range(1, 13))
+    open_ones = {check.number for check in result.checks if check.verdict == "not established"}
+    assert open_ones == {12}, "the quick budget makes no pairs again"
+    assert {(curve.made_on, curve.setting) for curve in result.curves} == {("patched", "eps")}
+    assert result.curves[0].n == 32
 
 
 def test_a_patch_that_was_attacked_only_on_its_base_is_not_established(
-    base: Base, patch: Patch, unseen: ImageSet
+    result: Evaluation, base: Base, patch: Patch, unseen: ImageSet
 ) -> None:
-    few = unseen.take(range(8))
-    only_base = fixpatch.evaluate(base, patch, few, attacks=[ATTACK], attackers=["base"])
-    both = fixpatch.evaluate(base, patch, few, attacks=[ATTACK])
+    only_base = fixpatch.evaluate(base, patch, unseen.take(range(8)), attacks=[ATTACK], attackers=["base"])
+    assert only_base.verdict == "not established"
     assert any("not established" in warning for warning in only_base.warnings)
-    assert not any("not established" in warning for warning in both.warnings)
+    assert not any("not established" in warning for warning in result.warnings)
 
 
 def test_an_attacker_who_has_the_patch_is_told_apart(result: Evaluation) -> None:
-    left = {s.attacker: s.accuracy.value for s in result.scores if (s.model, s.attack) == ("patch", "pgd")}
+    known, whole = (find(result, "patch", made_on, "pgd").accuracy.value for made_on in ("base", "patched"))
     said = any("not those who have the patch" in warning and "pgd" in warning for warning in result.warnings)
-    assert said == (left["patched"] < left["base"] - 0.1)
+    assert said == (whole < known - 0.1)
 
 
-def test_training_images_among_the_test_images_are_counted(base: Base, patch: Patch, small: ImageSet) -> None:
-    result = fixpatch.evaluate(base, patch, small, attacks=["fgsm"], attackers=["base"])
+def test_a_surrogate_is_stronger_on_the_patch_than_chance_and_never_the_patch_itself(
+    result: Evaluation, base: Base, patch: Patch, unseen: ImageSet
+) -> None:
+    noise = find(result, "patch", "patched", "noise").accuracy.value
+    assert find(result, "patch", "surrogate", "pgd").accuracy.value < noise
+    with pytest.raises(SettingError, match="the patch itself"):
+        fixpatch.evaluate(base, patch, unseen, attackers=["surrogate"], surrogate=patch)
+    with pytest.raises(SettingError, match="needs images"):
+        fixpatch.evaluate(base, patch, unseen, attackers=["surrogate"])
+
+
+@pytest.mark.slow
+def test_a_surrogate_is_trained_on_the_attackers_own_images(
+    base: Base, patch: Patch, small: ImageSet, unseen: ImageSet
+) -> None:
+    again = [
+        fixpatch.evaluate(base, patch, unseen, attacks=["fgsm"], attackers=["surrogate"], surrogate=small).scores
+        for _ in range(2)
+    ]
+    assert again[0] == again[1]
+    assert {score.made_on for score in again[0]} == {"-", "surrogate", "base+surrogate"}
+
+
+def test_training_images_among_the_test_images_are_counted_and_a_weak_attack_is_said_to_prove_little(
+    base: Base, patch: Patch, small: ImageSet
+) -> None:
+    weak = [attack_named("pgd", eps=0.001, steps=2)]
+    result = fixpatch.evaluate(base, patch, small, attacks=weak, attackers=["base"])
     assert result.overlap == patch.manifest.images == 50, "six per class, of which one each was held out"
-    assert any("used to train" in warning for warning in result.warnings)
+    verdicts = {check.name: check.verdict for check in result.checks}
+    assert (verdicts["images unseen"], verdicts["base falls"]) == ("warn", "warn")
 
 
-def test_a_weak_attack_is_said_to_prove_little(base: Base, unseen: ImageSet) -> None:
-    result = fixpatch.evaluate(base, None, unseen, attacks=[attack_named("fgsm", eps=0.001)], attackers=["base"])
-    assert any("weak attack" in warning for warning in result.warnings)
-    assert [row["model"] for row in result.rows] == ["base", "base"]
+def test_the_base_alone(base: Base, unseen: ImageSet) -> None:
+    result = fixpatch.evaluate(base, None, unseen, attacks=["fgsm"])
+    assert [(row["model"], row["attacker"], row["made_on"]) for row in result.rows] == [
+        *(("base", "none", "-"), ("base", "base", "base")),
+        *(("base", "black-box", "base"), ("base", "black-box", "base")),
+    ]
+    assert (result.patch, result.comparisons) == (None, ())
 
 
 def test_delta_0_patch_is_the_base(base: Base, patch: Patch, unseen: ImageSet) -> None:
@@ -105,6 +166,8 @@ def test_refusals(base: Base, patch: Patch, unseen: ImageSet) -> None:
         fixpatch.evaluate(base, patch, unseen, attacks=["pdg"])
     with pytest.raises(SettingError, match="--attacker"):
         fixpatch.evaluate(base, patch, unseen, attackers=["everyone"])
+    with pytest.raises(SettingError, match="--budget"):
+        fixpatch.evaluate(base, patch, unseen, budget="lavish")
     from fixpatch import demo
 
     with pytest.raises(PatchError, match="fingerprint"):

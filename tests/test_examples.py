@@ -29,7 +29,7 @@ def test_every_benchmark_explains_itself_without_a_backend():
     line = [sys.executable, "-c", HELP.format(folder=str(BENCHMARKS)), *map(str, SCRIPTS)]
     done = subprocess.run(line, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert len(SCRIPTS) == 9
+    assert len(SCRIPTS) == 10
     assert done.stdout.count("usage:") == len(SCRIPTS)
 
 

@@ -20,11 +20,11 @@ from typer.testing import CliRunner, Result
 from fixpatch import evaluate, load, train  # noqa: F401
 from fixpatch.basecheck import suit_recorded
 from fixpatch.cli import app
-from fixpatch.config import attack_named
 from fixpatch.craft import Crafted
 from fixpatch.data import ImageSet
 from fixpatch.export import _write_attacked, export_adversarial
 from fixpatch.models import Base, as_base
+from fixpatch.threats import attack_named
 
 LINE = "craft --data small --attack fgsm --eps 40/255"
 

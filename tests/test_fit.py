@@ -11,7 +11,7 @@ from conftest import SPLITS, Interrupt
 
 from fixpatch import features as feature_room
 from fixpatch.classifier import KerasClassifier
-from fixpatch.config import FixerConfig, TrainingConfig, attack_named
+from fixpatch.config import FixerConfig, TrainingConfig
 from fixpatch.craft import Pairs, craft_pairs
 from fixpatch.errors import FixpatchError
 from fixpatch.features import PairFeatures
@@ -22,6 +22,7 @@ from fixpatch.pairmodel import Tapped, build_pair_models
 from fixpatch.patches import read_weights
 from fixpatch.places import choose_places
 from fixpatch.results import Listener
+from fixpatch.threats import attack_named
 
 CONFIG = TrainingConfig(epochs=4, batch_size=16, patience=2)
 

@@ -21,7 +21,7 @@ from typer.testing import CliRunner, Result
 # stands in for it at that time.
 from fixpatch import evaluate  # noqa: F401
 from fixpatch.cli import app
-from fixpatch.config import FORMATS, AttackConfig, DataConfig, FixerConfig, TrainingConfig
+from fixpatch.config import FORMATS, DataConfig, FixerConfig, TrainingConfig
 from fixpatch.errors import DataError, ModelError, SettingError
 from fixpatch.formats import FORMATTERS, choose_output, compare, require_installed, write_model
 from fixpatch.graft import build_modules, split_facts
@@ -32,6 +32,7 @@ from fixpatch.patchfile import PatchContent
 from fixpatch.places import choose_places
 from fixpatch.runs import RunNote, note_path, write_note
 from fixpatch.samples import gather_sample, read_sample
+from fixpatch.threats import AttackConfig
 
 X = np.random.default_rng(0).random((4, 8, 8, 3), np.float32)
 

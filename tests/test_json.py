@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 
 # Loaded here: ART resets logging at import, which closes the stream that absl took from pytest if CliRunner's
 # stands in for it at that time.
-from fixpatch import __version__, console, evaluate, train  # noqa: F401
+from fixpatch import __version__, console, evaluate, patchfile, train  # noqa: F401
 from fixpatch.cli import app
 from fixpatch.results import EpochFacts, Rate, TrainingFacts
 
@@ -22,17 +22,23 @@ MODEL = {"classes", "input_shape", "input_range", "input_range_source", "data_fo
 MODEL |= {"parameters", "fingerprint", "layers"}
 LAYER = {"path", "kind", "shape", "non_negative", "cost", "share", "reason"}
 TRAINING = {"measured_on", "base_clean", "base_robust", "patch_clean", "patch_robust", "trainable", "parameters"}
-TRAINING |= {"best_epoch", "history", "seconds", "warnings", "cached", "splits"}
+TRAINING |= {"best_epoch", "history", "seconds", "warnings", "cached", "splits", "attacker"}
 EPOCH = {"epoch", "loss", "distill", "clean", "robust", "val_clean", "val_robust"}
-EVALUATION = {"n", "seed", "images", "overlap", "scores", "worst", "warnings", "seconds", "cached"}
+EVALUATION = {"n", "seed", "images", "overlap", "scores", "worst", "warnings", "seconds", "cached", "budget", "base"}
+EVALUATION |= {"patch", "classes", "attackers", "worst_by_class", "comparisons", "checks", "curves", "verdict"}
+EVALUATION |= {"versions"}
+COMPARISON = {"attacker", "made_on", "attack", "base_only", "patch_only", "p_value"}
+CHECK = {"number", "name", "verdict", "finding", "numbers"}
+CURVE = {"attacker", "made_on", "attack", "setting", "n", "values", "base", "patch"}
 SCORE = {"model", "attacker", "attack", "eps", "norm", "steps", "restarts", "attack_labels", "seed", "accuracy"}
 SCORE |= {"robust_accuracy", "accuracy_base_right", "robust_accuracy_base_right", "parts_mean", "parts_std"}
 SCORE |= {"parts_mean_base_right", "parts_std_base_right", "loss", "precision"}
+SCORE |= {"made_on", "by_class", "targets"}
 APPLY = {"out", "format", "bytes", "compared", "compared_on", "difference", "base", "patches", "warnings"}
 CRAFT = {"out", "n", "attacker", "attack", "seed", "clean", "adversarial", "cached", "seconds"}
 CACHE = {"folder", "entries", "bytes", "cap_bytes", "oldest_use", "newest_use"}
 PATCH = {"schema", "splits", "fixer", "attack", "data", "training", "base", "class_names", "input_range", "images"}
-PATCH |= {"figures", "versions", "hashes"}
+PATCH |= {"figures", "versions", "hashes", "more_attacks"}
 SPLIT = {"path", "shape", "rank", "channels_axis", "data_format", "dtype_policy", "final_relu", "parameters", "bytes"}
 
 LINES = {
@@ -122,21 +128,39 @@ def test_apply(results: dict[str, Any], place: Path) -> None:
     assert 0 <= result["difference"] < 1e-5
 
 
-def test_eval(results: dict[str, Any]) -> None:
+def test_eval(results: dict[str, Any], place: Path) -> None:
     result = results["eval"]
     assert set(result) == EVALUATION
     assert {frozenset(score) for score in result["scores"]} == {frozenset(SCORE)}
     rates = [score[name] for score in result["scores"] for name in SCORE if "accuracy" in name] + [result["worst"]]
+    rates += [rate for score in result["scores"] for rate in score["by_class"]] + result["worst_by_class"]
+    rates += [rate for curve in result["curves"] for name in ("base", "patch") for rate in curve[name]]
     assert {frozenset(rate) for rate in rates} == {frozenset(RATE)}
-    assert [(score["model"], score["attacker"], score["attack"]) for score in result["scores"]] == [
-        ("base", "none", "clean"),
-        ("patch", "none", "clean"),
-        ("base", "base", "fgsm"),
-        ("patch", "base", "fgsm"),
-        ("base", "patched", "fgsm"),
-        ("patch", "patched", "fgsm"),
+    rows = [(score["model"], score["attacker"], score["made_on"], score["attack"]) for score in result["scores"]]
+    assert rows == [
+        (model, *made)
+        for made in [
+            *(("none", "-", "clean"), ("base", "base", "fgsm"), ("patched", "patched", "fgsm")),
+            *(("black-box", "patched", "square"), ("black-box", "patched", "noise")),
+        ]
+        for model in ("base", "patch")
     ]
     assert (result["n"], result["images"], result["overlap"]) == (10, "holdout", 0)
+    assert (result["budget"], result["attackers"]) == ("quick", ["base", "patched", "black-box"])
+    assert result["base"] == results["inspect"]["fingerprint"]
+    assert result["patch"] == patchfile.digest_of(patchfile.read(place / "patch.h5"))
+    assert len(result["classes"]) == len(result["worst_by_class"]) == 10
+
+
+def test_eval_says_how_far_to_believe_it(results: dict[str, Any]) -> None:
+    result = results["eval"]
+    assert [check["number"] for check in result["checks"]] == list(range(1, 13))
+    assert {frozenset(check) for check in result["checks"]} == {frozenset(CHECK)}
+    assert {check["verdict"] for check in result["checks"]} <= {"pass", "warn", "not established"}
+    assert {frozenset(each) for each in result["comparisons"]} == {frozenset(COMPARISON)}
+    assert {frozenset(curve) for curve in result["curves"]} == {frozenset(CURVE)}
+    assert result["verdict"] in {"pass", "warn", "not established"}
+    assert result["versions"]["fixpatch"] == __version__
 
 
 def test_craft(results: dict[str, Any], place: Path) -> None:
@@ -146,7 +170,7 @@ def test_craft(results: dict[str, Any], place: Path) -> None:
     assert (result["out"], result["n"], result["attacker"]) == ("adversarial.npz", 10, "base")
     assert result["attack"] == {
         **{"name": "fgsm", "norm": "inf", "eps": 8 / 255, "eps_step": 8 / 255, "steps": 1, "restarts": 0},
-        **{"attack_labels": "true", "loss": "cross-entropy", "precision": "float32"},
+        **{"attack_labels": "true", "loss": "cross-entropy", "precision": "float32", "targets": 0},
     }
 
 
@@ -196,6 +220,8 @@ ERRORS = [
     ("show nope.h5", "show", "PatchError", "There is no patch file 'nope.h5'."),
     ("eval --limit many", "eval", "SettingError", "Invalid value for '--limit'"),
     ("apply", "apply", "SettingError", "Missing argument"),
+    ("eval --csv", "eval", "SettingError", "--json and --csv do not go together."),
+    ("show --card", "show", "SettingError", "--card and --json do not go together."),
     ("show --nope", "show", "SettingError", "No such option: --nope"),
     ("nope", "", "SettingError", "No such command 'nope'."),
     ("craft --data small --out n.txt", "craft", "SettingError", "'n.txt' does not end in .npz."),

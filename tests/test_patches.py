@@ -13,7 +13,7 @@ import pytest
 from keras import layers
 
 import fixpatch
-from fixpatch.config import AttackConfig, DataConfig, FixerConfig, TrainingConfig
+from fixpatch.config import DataConfig, FixerConfig, TrainingConfig
 from fixpatch.errors import PatchError, SettingError
 from fixpatch.graft import build_modules, graft, split_facts
 from fixpatch.manifest import BaseFacts, Manifest
@@ -21,6 +21,7 @@ from fixpatch.models import Base, as_base
 from fixpatch.patches import Patch, apply_patches, load_patch, read_weights
 from fixpatch.patchfile import PatchContent
 from fixpatch.places import choose_places
+from fixpatch.threats import AttackConfig
 
 X = np.random.default_rng(0).random((4, 8, 8, 3), np.float32)
 

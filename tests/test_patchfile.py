@@ -23,11 +23,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fixpatch import patchfile
-from fixpatch.config import AttackConfig, DataConfig, FixerConfig, TrainingConfig
+from fixpatch.config import DataConfig, FixerConfig, TrainingConfig
 from fixpatch.errors import FixpatchError, PatchError, SettingError
-from fixpatch.manifest import BaseFacts, Figures, Manifest, SplitFacts, expected_shapes
+from fixpatch.manifest import SCHEMA, BaseFacts, Figures, Manifest, SplitFacts, expected_shapes
 from fixpatch.patchfile import PatchContent
 from fixpatch.results import Rate
+from fixpatch.threats import AttackConfig
 
 RATE = Rate(0.5, 0.4, 0.6, 20)
 IMAGE_SPLIT = SplitFacts("stage/block_1", (None, None, 4), 4, 3, "channels_last", "float32", True)
@@ -45,6 +46,7 @@ def content_for(
         splits=splits,
         fixer=FixerConfig(compression=compression),
         attack=AttackConfig(),
+        more_attacks=(AttackConfig("fgsm"),),
         data=DataConfig(group_by=r"\\n(\w+)/"),
         training=TrainingConfig(),
         base=BaseFacts("ab" * 32, (None, None, 3), 2, 1000),
@@ -83,13 +85,13 @@ def read_bytes(data: bytes) -> PatchContent:
         return patchfile.read(path)
 
 
-def sealed(body: bytes, schema: int = 2) -> bytes:
+def sealed(body: bytes, schema: int = SCHEMA) -> bytes:
     """Return the HDF5 part `body` behind a header with its right digest, as docs/patch-format.md has it."""
     lines = f"fixpatch patch\nschema {schema}\nsha256 {hashlib.sha256(body).hexdigest()}\n"
     return lines.encode().ljust(512, b"\0") + body
 
 
-def forged(folder: Path, change: Callable[[h5py.File], None], data: bytes = DATA, schema: int = 2) -> Path:
+def forged(folder: Path, change: Callable[[h5py.File], None], data: bytes = DATA, schema: int = SCHEMA) -> Path:
     """Return a patch file that `change` altered, with the right digest."""
     path = folder / "forged.h5"
     path.write_bytes(data)
@@ -184,7 +186,7 @@ def test_describe_is_plain_and_complete() -> None:
     described = patchfile.describe(CONTENT)
     assert json.loads(json.dumps(described)) == described
     assert set(described) == {"schema", "hashes", *Manifest.__dataclass_fields__}
-    assert described["schema"] == 2 and described["hashes"] is True
+    assert described["schema"] == 3 and described["hashes"] is True
     first, second = described["splits"]
     assert (first["parameters"], first["bytes"]) == (4 + 1 + 9 * 4 + 4, 4 * 45)
     assert second["parameters"] == 8 * 2 + 2 + 2 * 8 + 8
@@ -192,20 +194,25 @@ def test_describe_is_plain_and_complete() -> None:
     assert patchfile.describe(replace(CONTENT, hashes=None))["hashes"] is False
 
 
-def test_manifest_keys_are_those_of_schema_2() -> None:
+def test_manifest_keys_are_those_of_schema_3() -> None:
     """A changed key needs a new schema number, or older patches are refused."""
     keys = {
-        name: set(value) if isinstance(value, dict) else set(value[0]) if name == "splits" else None
+        name: set(value) if isinstance(value, dict) else set(value[0]) if name in ("splits", "more_attacks") else None
         for name, value in asdict(CONTENT.manifest).items()
+    }
+    attack = {
+        *("name", "eps", "eps_step", "steps", "restarts", "attack_labels", "norm", "loss", "precision"),
+        "targets",
     }
     assert keys == {
         "splits": {"path", "shape", "rank", "channels_axis", "data_format", "dtype_policy", "final_relu"},
         "fixer": {"module", "delta", "compression", "activation", "final_relu", "initializer"},
-        "attack": {"name", "eps", "eps_step", "steps", "restarts", "attack_labels", "norm", "loss", "precision"},
+        "attack": attack,
+        "more_attacks": attack,
         "data": {"augment", "views", "holdout", "group_by"},
         "training": {
             *("epochs", "batch_size", "learning_rate", "distill_weight", "distill_target", "patience", "seed"),
-            "precision",
+            *("precision", "attacker"),
         },
         "base": {"fingerprint", "input_shape", "classes", "parameters"},
         "figures": {"measured_on", "base_clean", "base_robust", "patch_clean", "patch_robust", "best_epoch"},
@@ -577,9 +584,10 @@ def test_other_spellings_of_the_manifest_are_refused(turn: Callable[[str], str],
 
 
 class TestOldFiles:
-    """`data/patch-schema-1.h5` was written by fixpatch when schema 1 was the newest: a fixer of the tests' base."""
+    """`data/patch-schema-N.h5` was written by fixpatch when schema N was the newest: a fixer of the tests' base."""
 
     OLD = Path(__file__).parent / "data" / "patch-schema-1.h5"
+    SECOND = OLD.with_name("patch-schema-2.h5")
 
     def test_schema_1_is_read_with_the_defaults_of_then(self) -> None:
         old = patchfile.read(self.OLD)
@@ -593,25 +601,43 @@ class TestOldFiles:
         digest = hashlib.sha256(b"".join(values.tobytes() for _, values in sorted(old.weights["res_block_1"].items())))
         assert digest.hexdigest() == "908a033be8e745be8252484380711c7d21c4bd37aeeaeb5e292951c54e6c7362"
 
-    def test_it_is_written_again_as_the_newest(self) -> None:
-        old = patchfile.read(self.OLD)
+    def test_schema_2_is_read_with_the_defaults_of_then(self) -> None:
+        old = patchfile.read(self.SECOND)
+        assert (old.schema, old.manifest.more_attacks, old.manifest.training.attacker) == (2, (), "base")
+        assert old.manifest.attack == AttackConfig("fgsm", 40 / 255, 40 / 255, 1, 0, loss="dlr", precision="bfloat16")
+        assert old.manifest.training == TrainingConfig(epochs=3, precision="bfloat16")
+        digest = hashlib.sha256(b"".join(values.tobytes() for _, values in sorted(old.weights["res_block_1"].items())))
+        assert digest.hexdigest() == "1fe3810cf569a6b5bd366123ab48b5ff9c9125cce96e0c5e6b7d94f2603e4387"
+
+    @pytest.mark.parametrize("path", [OLD, SECOND], ids=["schema 1", "schema 2"])
+    def test_it_is_written_again_as_the_newest(self, path: Path) -> None:
+        old = patchfile.read(path)
         new = read_bytes(patchfile.to_bytes(old))
-        assert same(new, old) and new.schema == 2
+        assert same(new, old) and new.schema == 3
 
     @pytest.mark.parametrize(
         ("place", "value"),
-        [("attack.loss", "cross-entropy"), ("attack.precision", "float32"), ("training.precision", "float32")],
+        [
+            *(("attack.loss", "cross-entropy"), ("attack.precision", "float32"), ("training.precision", "float32")),
+            *(("attack.targets", 0), ("training.attacker", "base"), ("more_attacks", [])),
+        ],
     )
-    def test_each_schema_has_exactly_its_own_keys(self, place: str, value: str, tmp_path: Path) -> None:
-        part, key = place.split(".")
+    def test_each_schema_has_exactly_its_own_keys(self, place: str, value: Any, tmp_path: Path) -> None:
+        *part, key = place.split(".")
+        later = place in ("attack.targets", "training.attacker", "more_attacks")
+        for number, old in (1, self.OLD), *[(2, self.SECOND)] * later:
+            with pytest.raises(PatchError, match="canonical"):
+                patchfile.read(forged(tmp_path, _edit(_set(place, value)), old.read_bytes(), schema=number))
+
+        def drop(manifest: dict[str, Any]) -> None:
+            (manifest[part[0]] if part else manifest).pop(key)
+
         with pytest.raises(PatchError, match="canonical"):
-            patchfile.read(forged(tmp_path, _edit(_set(place, value)), self.OLD.read_bytes(), schema=1))
-        with pytest.raises(PatchError, match="canonical"):
-            patchfile.read(forged(tmp_path, _edit(lambda manifest: manifest[part].pop(key))))
+            patchfile.read(forged(tmp_path, _edit(drop)))
 
     def test_a_file_under_the_number_of_another_schema_is_refused(self) -> None:
         old = self.OLD.read_bytes()
-        for data in (sealed(old[512:], schema=2), sealed(DATA[512:], schema=1)):
+        for data in (*(sealed(old[512:], schema) for schema in (2, 3)), *(sealed(DATA[512:], n) for n in (1, 2))):
             with pytest.raises(PatchError, match="canonical"):
                 read_bytes(data)
 
@@ -624,13 +650,13 @@ class TestOldFiles:
 
 class TestForeignFiles:
     def test_newer_schema(self) -> None:
-        with pytest.raises(PatchError, match=r"schema 3; .*up to 2.*newer fixpatch; upgrade"):
-            read_bytes(DATA.replace(b"schema 2", b"schema 3", 1))
+        with pytest.raises(PatchError, match=r"schema 4; .*up to 3.*newer fixpatch; upgrade"):
+            read_bytes(DATA.replace(b"schema 3", b"schema 4", 1))
 
     @pytest.mark.parametrize("number", [b"0", b"-1", b"01", b"x", b"1e9", b"9" * 5000])
     def test_odd_schema(self, number: bytes) -> None:
         with pytest.raises(PatchError):
-            read_bytes(DATA.replace(b"schema 2", b"schema " + number, 1))
+            read_bytes(DATA.replace(b"schema 3", b"schema " + number, 1))
 
     def test_missing_file_suggests_a_sibling(self, tmp_path: Path) -> None:
         (tmp_path / "patch.h5").write_bytes(DATA)

@@ -19,7 +19,7 @@ from fixpatch.settings import read_settings
 
 OPTIONS = {
     "inspect": {"model", "input_range"},
-    "train": {"model", "split", "data", "eps", "steps", "epochs", "classes", "hashes", "learning_rate"},
+    "train": {"model", "split", "data", "attacker", "eps", "steps", "epochs", "classes", "hashes", "learning_rate"},
     "apply": {"model", "delta", "out"},
     "eval": {"model", "data", "eps", "steps", "attack", "attacker", "limit", "classes", "input_range"},
 }
@@ -71,6 +71,43 @@ def test_values_are_written_as_on_the_command_line(tmp_path: Path) -> None:
     }
     assert (found["eval"]["attack"], found["eval"]["attacker"]) == ("fgsm,pgd", ["base,patched"])
     assert [float(part) for part in found["inspect"]["input_range"].split(",")] == [0, 255]
+
+
+def test_the_attackers_of_eval_are_not_those_of_train(tmp_path: Path) -> None:
+    found = settings_of(tmp_path, 'attacker = ["base", "patched"]\n')
+    assert (found["eval"], found["train"]) == ({"attacker": ["base,patched"]}, {})
+    own = settings_of(tmp_path, 'attacker = "base"\n[train]\nattacker = "patched"\n')
+    assert (own["eval"], own["train"]) == ({"attacker": ["base"]}, {"attacker": "patched"})
+
+
+def test_settings_of_eval(tmp_path: Path) -> None:
+    text = """
+    [eval]
+    budget = "full"
+    norm = 2
+    targets = 9
+    surrogate = "other.h5"
+    surrogate_data = "theirs"
+    report = "report.html"
+    fail_under = 0.5
+    """
+    options = {"eval": {"budget", "norm", "targets", "surrogate", "surrogate_data", "report", "fail_under"}}
+    (tmp_path / "fixpatch.toml").write_text(text)
+    found = read_settings(tmp_path / "fixpatch.toml", options)["eval"]
+    assert found == {
+        **{"budget": "full", "norm": 2, "targets": 9, "surrogate": "other.h5", "surrogate_data": "theirs"},
+        **{"report": "report.html", "fail_under": 0.5},
+    }
+
+
+@pytest.mark.parametrize(("name", "value"), [("budget", "quik"), ("norm", "3"), ("targets", -1), ("fail_under", 2)])
+def test_setting_of_eval_comes_from_flag_variable_and_file(place: Path, name: str, value: str | int) -> None:
+    flag, fault = f"--{name.replace('_', '-')}", f"error: --{name.replace('_', '-')} is "
+    (place / "fixpatch.toml").write_text("")
+    assert call("eval", "--data", "small", f"{flag}={value}").stderr.startswith(fault)
+    assert call("eval", "--data", "small", **{f"FIXPATCH_{name.upper()}": str(value)}).stderr.startswith(fault)
+    (place / "fixpatch.toml").write_text(f"[eval]\n{name} = {json.dumps(value)}")
+    assert call("eval", "--data", "small").stderr.startswith(fault)
 
 
 FAULTS = [
@@ -277,7 +314,7 @@ def test_pairs_go_where_the_file_says(place: Path, cache_folder: Path) -> None:
     (place / "fixpatch.toml").write_text('cache = "mine"')
     assert [evaluated(FIXPATCH_CACHE="")["cached"] for _ in range(2)] == [0, 10]
     assert list(Path("mine/pairs").glob("*.npy"))
-    assert json.loads(call("cache", "clear", "--json", FIXPATCH_CACHE="").stdout)["result"]["entries"] == 1
+    assert json.loads(call("cache", "clear", "--json", FIXPATCH_CACHE="").stdout)["result"]["entries"] >= 1
     assert not list(Path("mine/pairs").iterdir())
 
 

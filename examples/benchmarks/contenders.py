@@ -12,11 +12,12 @@ import numpy as np
 from art.attacks import evasion
 
 from fixpatch import Base, KerasClassifier
-from fixpatch.attacks import CW_SEARCH, attack_images
+from fixpatch.attacks import attack_images
 from fixpatch.backends import value_and_gradient
 from fixpatch.basecheck import measure_base, read_images
-from fixpatch.config import AttackConfig
 from fixpatch.craft import to_model
+from fixpatch.searches import CW_SEARCH
+from fixpatch.threats import AttackConfig
 
 Array = np.ndarray
 Prepare = Callable[[], Callable[[], Array]]

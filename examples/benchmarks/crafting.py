@@ -43,8 +43,8 @@ def main() -> None:
     from contenders import floor, ours, read_task, rival
 
     import fixpatch
-    from fixpatch.config import attack_named
     from fixpatch.lean import lean_copy
+    from fixpatch.threats import attack_named
 
     facts = measure.machine()
     task = read_task(fixpatch.load(args.model), args.data, args.images)

@@ -29,8 +29,8 @@ def main() -> None:
     import fixpatch
     from fixpatch.attacks import attack_images
     from fixpatch.basecheck import measure_base, read_images
-    from fixpatch.config import attack_named
     from fixpatch.craft import to_model
+    from fixpatch.threats import attack_named
 
     facts = measure.machine()
     base = fixpatch.load(args.model)

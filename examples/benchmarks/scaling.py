@@ -27,7 +27,7 @@ def main() -> None:
     from contenders import floor, ours, read_task, rival
 
     import fixpatch
-    from fixpatch.config import attack_named
+    from fixpatch.threats import attack_named
 
     facts = measure.machine()
     whole = read_task(fixpatch.load(args.model), args.data, max(*args.images, args.at_images))

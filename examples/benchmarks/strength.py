@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import numpy as np
     from contenders import Task
 
-    from fixpatch.config import AttackConfig
+    from fixpatch.threats import AttackConfig
 
 KEY = ("model", "attack", "eps", "precision", "backend")
 RESAMPLES = 9_999
@@ -49,7 +49,7 @@ def main() -> None:
     from contenders import read_task
 
     import fixpatch
-    from fixpatch.config import attack_named
+    from fixpatch.threats import attack_named
 
     facts = measure.machine()
     base = fixpatch.load(args.model)

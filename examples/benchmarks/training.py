@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from fixpatch import Base, ImageSet, Patch
-    from fixpatch.config import AttackConfig
+    from fixpatch.threats import AttackConfig
 
 RIVAL_BATCH = 128
 
@@ -44,7 +44,7 @@ def main() -> None:
 
     import fixpatch
     from fixpatch.basecheck import measure_base, read_images
-    from fixpatch.config import attack_named
+    from fixpatch.threats import attack_named
 
     if keras.backend.backend() != "tensorflow":
         raise SystemExit("AdversarialTrainer's compiled step is TensorFlow's: run with KERAS_BACKEND=tensorflow.")

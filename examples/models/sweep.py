@@ -244,12 +244,13 @@ def modules_for(base: Any, splits: tuple[str, ...]) -> dict[str, Any]:
 
 def patch_of(base: Any, modules: dict[str, Any], training: Any) -> Any:
     """Return the patch that `fixpatch.train` would make of these modules, without figures."""
-    from fixpatch.config import AttackConfig, DataConfig, FixerConfig
+    from fixpatch.config import DataConfig, FixerConfig
     from fixpatch.graft import split_facts
     from fixpatch.manifest import BaseFacts, Manifest
     from fixpatch.patches import Patch, read_weights
     from fixpatch.patchfile import PatchContent
     from fixpatch.places import choose_places
+    from fixpatch.threats import AttackConfig
 
     places = choose_places(base.model, tuple(modules), base.name)
     manifest = Manifest(

@@ -18,8 +18,9 @@ import h5py
 import numpy as np
 
 from fixpatch import patchfile
-from fixpatch.config import AttackConfig, DataConfig, FixerConfig, TrainingConfig
+from fixpatch.config import DataConfig, FixerConfig, TrainingConfig
 from fixpatch.manifest import BaseFacts, Manifest, SplitFacts, expected_shapes
+from fixpatch.threats import AttackConfig
 from hostile.good import good_bytes
 from hostile.traps import Kind, Registry, Traps
 
@@ -58,7 +59,7 @@ def good_patch(fingerprint: str = "ab" * 32) -> bytes:
     return patchfile.to_bytes(patchfile.PatchContent(manifest, weights, rng.integers(0, 256, (3, 32), np.uint8)))
 
 
-def sealed(body: bytes, lines: str = "fixpatch patch\nschema 2\nsha256 {digest}\n") -> bytes:
+def sealed(body: bytes, lines: str = "fixpatch patch\nschema 3\nsha256 {digest}\n") -> bytes:
     """Return the HDF5 part `body` behind a header with its right digest."""
     return lines.format(digest=hashlib.sha256(body).hexdigest()).encode().ljust(HEADER, b"\0") + body
 
@@ -491,6 +492,8 @@ setting("unknown activation", "Name a function for the activation.", "fixer.acti
 setting("unknown initializer", "Name a function for the initializer.", "fixer.initializer", "get_file")
 setting("unknown policy", "Name another object for the dtype policy.", "splits.0.dtype_policy", {"class_name": "Popen"})
 setting("unknown attack", "Name another attack.", "attack.name", "os.system")
+setting("unknown attack among more", "Name another attack.", "more_attacks", [{"name": "os.system"}])
+setting("unknown attacker", "Name another attacker.", "training.attacker", "black-box")
 setting("unknown augmentation", "Name another augmentation.", "data.augment", "__import__('os')")
 setting("range upside down", "Divide by what is below nothing.", "input_range", [1.0, 0.0])
 setting("range of nothing", "Divide by nothing.", "input_range", [1.0, 1.0])
@@ -516,19 +519,19 @@ def header(name: str, docstring: str, lines: str) -> None:
 header(
     "header with CRLF",
     "Be changed on the way by a program for text.",
-    "fixpatch patch\r\nschema 2\r\nsha256 {digest}\r\n",
+    "fixpatch patch\r\nschema 3\r\nsha256 {digest}\r\n",
 )
-header("schema of tomorrow", "Slip past the checks of today.", "fixpatch patch\nschema 3\nsha256 {digest}\n")
+header("schema of tomorrow", "Slip past the checks of today.", "fixpatch patch\nschema 4\nsha256 {digest}\n")
 header(
     "schema of the past", "Slip past the checks of the newest schema.", "fixpatch patch\nschema 1\nsha256 {digest}\n"
 )
 header("schema zero", "Slip past a comparison.", "fixpatch patch\nschema 0\nsha256 {digest}\n")
-header("schema with a sign", "Slip past a comparison.", "fixpatch patch\nschema +2\nsha256 {digest}\n")
-header("schema in other digits", "Slip past a conversion.", "fixpatch patch\nschema \u0662\nsha256 {digest}\n")
+header("schema with a sign", "Slip past a comparison.", "fixpatch patch\nschema +3\nsha256 {digest}\n")
+header("schema in other digits", "Slip past a conversion.", "fixpatch patch\nschema \u0663\nsha256 {digest}\n")
 header("schema of 300 digits", "Spend time on one number.", f"fixpatch patch\nschema {'9' * 300}\nsha256 {{digest}}\n")
-header("header without a digest", "Do without.", "fixpatch patch\nschema 2\n")
-header("other digest", "Name another way of hashing.", "fixpatch patch\nschema 2\nmd5 {digest}\n")
-header("bytes behind the lines", "Hide data in the padding.", "fixpatch patch\nschema 2\nsha256 {digest}\nevil")
+header("header without a digest", "Do without.", "fixpatch patch\nschema 3\n")
+header("other digest", "Name another way of hashing.", "fixpatch patch\nschema 3\nmd5 {digest}\n")
+header("bytes behind the lines", "Hide data in the padding.", "fixpatch patch\nschema 3\nsha256 {digest}\nevil")
 
 
 def whole(name: str, docstring: str, make: Callable[[Traps], bytes]) -> None:
@@ -544,7 +547,7 @@ def whole(name: str, docstring: str, make: Callable[[Traps], bytes]) -> None:
 def _upper(traps: Traps) -> bytes:
     body = good_patch()[HEADER:]
     digest = hashlib.sha256(body).hexdigest().upper()
-    return f"fixpatch patch\nschema 2\nsha256 {digest}\n".encode().ljust(HEADER, b"\0") + body
+    return f"fixpatch patch\nschema 3\nsha256 {digest}\n".encode().ljust(HEADER, b"\0") + body
 
 
 def _newest(traps: Traps) -> bytes:

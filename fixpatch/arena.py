@@ -1,0 +1,191 @@
+"""The models that are compared, and what attacks leave of them: all on the same images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import keras
+import numpy as np
+
+from fixpatch.cache import Cache, Shelf
+from fixpatch.classifier import KerasClassifier
+from fixpatch.craft import Crafted, classify, craft_shards, to_model
+from fixpatch.data import ImageSet
+from fixpatch.evidence import UNREST
+from fixpatch.models import Base, as_base
+from fixpatch.patches import Patch
+from fixpatch.results import Listener
+from fixpatch.threats import AttackConfig
+
+Array = np.ndarray
+EXPECTATION = 8  # forward passes that stand for a model whose answers are random
+PASSES = 5
+
+
+@dataclass(frozen=True)
+class Model:
+    """One of the models that are judged.
+
+    Attributes:
+        name: `base` or `patch`.
+        identity: Of the whole model, fixers included.
+        logits: Gives logits `(B, classes)`.
+        judge: The estimator that scores: what crafting remembers, or took from the cache, never shapes a figure.
+        clean: Correctness on the clean images `(N,)`.
+        unrest: Largest difference between the logits of five passes over the same images; 0 unless it is random.
+    """
+
+    name: str
+    identity: str
+    logits: keras.Model
+    judge: KerasClassifier
+    clean: Array
+    unrest: float
+
+
+@dataclass(frozen=True)
+class Target:
+    """A model that an attacker attacks.
+
+    Attributes:
+        made_on: `base`, `surrogate`, `base+surrogate` or `patched`.
+        identity: Of the model; with attack, images and seed it names what the cache keeps.
+        classifier: The estimator that the attack drives.
+        settle: Images that are broken cost nothing more: right where the model that is attacked is the one that is
+            judged, and too weak where images are to carry over to another.
+    """
+
+    made_on: str
+    identity: str
+    classifier: KerasClassifier
+    settle: bool = False
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one attack by one attacker left.
+
+    Attributes:
+        attacker: One of `threats.ATTACKERS`.
+        right: By model name: which images it gets right under attack `(n,)`.
+        outside: How many adversarial images are outside the ball or the input range, or not finite.
+        cached: How many came from the cache.
+    """
+
+    attacker: str
+    made_on: str
+    config: AttackConfig
+    right: Mapping[str, Array]
+    outside: int
+    cached: int = 0
+
+
+@dataclass(frozen=True)
+class Arena:
+    """Base and patched model, the images and all that attacks on them share.
+
+    Attributes:
+        base: With the input range that suits the images.
+        models: By name: `base`, and `patch` where there is one.
+        images: `N` of them.
+        shelf: The run's own finished shards.
+    """
+
+    base: Base
+    patch: Patch | None
+    models: Mapping[str, Model]
+    images: ImageSet
+    seed: int = 0
+    shelf: Shelf | None = None
+    cache: Cache | None = None
+    listener: Listener = field(default_factory=Listener)
+
+    @property
+    def defended(self) -> Model:
+        """The model whose robustness is in question: the patched one, else the base."""
+        return self.models.get("patch", self.models["base"])
+
+    def target(self, name: str) -> Target:
+        """Return the base or the patched model (`patch`) as a target."""
+        model = self.models[name]
+        made_on = "patched" if name == "patch" else name
+        return Target(made_on, model.identity, self.classifier(model.logits, model.unrest), settle=name == "patch")
+
+    def classifier(self, logits: keras.Model, unrest: float = 0.0) -> KerasClassifier:
+        """Return an estimator to attack; a model with random answers is attacked through their expectation."""
+        samples = EXPECTATION if unrest > UNREST else 1  # a GPU rounds as it likes
+        return KerasClassifier(logits, input_range=self.base.input_range, samples=samples)
+
+    def few(self, rows: Array) -> Arena:
+        """Return the same with only the images at `rows`."""
+        models = {name: replace(model, clean=model.clean[rows]) for name, model in self.models.items()}
+        return replace(self, models=models, images=self.images.take(rows))
+
+    def craft(self, target: Target, config: AttackConfig, seed: int | None = None) -> Iterator[Crafted]:
+        """Yield the images with their adversarial versions, shard by shard."""
+        return craft_shards(
+            target.classifier,
+            config,
+            self.images,
+            fingerprint=target.identity,
+            shelf=self.shelf,
+            cache=self.cache,
+            seed=self.seed if seed is None else seed,
+            settle=target.settle,
+            channels_first=self.base.channels_first,
+            advance=self.listener.advance,
+        )
+
+    def attack(self, attacker: str, target: Target, config: AttackConfig, seed: int | None = None) -> Run:
+        """Attack `target` on every image and score every model on what comes out."""
+        right: dict[str, list[Array]] = {name: [] for name in self.models}
+        outside = cached = 0
+        for shard in self.craft(target, config, seed):
+            for name, model in self.models.items():
+                right[name].append(model.judge.predict(shard.adversarial).argmax(1) == shard.y)
+            outside += count_outside(shard.clean, shard.adversarial, config, self.base.input_range)
+            cached += len(shard.y) * shard.cached
+        joined = {name: np.concatenate(found) for name, found in right.items()}
+        return Run(attacker, target.made_on, config, joined, outside, cached)
+
+
+def enter(base: Base, patch: Patch | None, images: ImageSet, **settings: Any) -> Arena:
+    """Build an arena: graft, judge both models on the clean images, and find out whether they answer at random.
+
+    Args:
+        settings: `seed`, `shelf`, `cache` and `listener` of `Arena`.
+    """
+    found = {"base": base}
+    if patch is not None:
+        found["patch"] = as_base(patch.apply(base), input_range=base.input_range)
+    models = {}
+    for name, model in found.items():
+        judge = KerasClassifier(model.logits, input_range=base.input_range, lean=False)
+        clean = classify(judge, images, base.channels_first) == images.y
+        unrest = measure_unrest(judge, images, base)
+        models[name] = Model(name, model.identity, model.logits, judge, clean, unrest)
+    return Arena(base, patch, models, images, **settings)
+
+
+def measure_unrest(judge: KerasClassifier, images: ImageSet, base: Base) -> float:
+    """Return the largest difference between the logits of `PASSES` passes over a few images."""
+    few = to_model(images.take(np.arange(min(8, len(images)))).to_range(base.input_range), base.channels_first)
+    passes = []
+    for _ in range(PASSES):
+        judge.forget()  # what is remembered would agree with itself
+        passes.append(judge.predict(few))
+    judge.forget()
+    return float(np.abs(np.stack(passes) - passes[0]).max(initial=0))
+
+
+def count_outside(clean: Array, adversarial: Array, config: AttackConfig, limits: tuple[float, float]) -> int:
+    """Count the images that leave the ball or the range by more than rounding, or are not finite."""
+    low, high = limits
+    width = high - low
+    moved = (adversarial.astype(np.float64) - clean).reshape(len(clean), -1) / width
+    radius = np.abs(moved).max(1, initial=0) if config.norm == "inf" else np.sqrt(np.square(moved).sum(1))
+    flat = adversarial.reshape(len(clean), -1)
+    inside = (flat.min(1, initial=high) >= low - 1e-5 * width) & (flat.max(1, initial=low) <= high + 1e-5 * width)
+    return int((~(np.isfinite(flat).all(1) & inside & (radius <= config.eps * (1 + 1e-4) + 1e-6))).sum())

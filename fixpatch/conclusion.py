@@ -1,0 +1,117 @@
+"""From what every attack left to what an evaluation says: figures, comparisons, checks and warnings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from fixpatch.arena import Arena, Run
+from fixpatch.checks import judge, verdict
+from fixpatch.data import ImageSet
+from fixpatch.evidence import Evidence
+from fixpatch.patches import Patch
+from fixpatch.patchfile import digest_of
+from fixpatch.plan import Plan
+from fixpatch.probes import Probes
+from fixpatch.results import Rate
+from fixpatch.scores import Comparison, Evaluation, Score
+from fixpatch.scoring import CLEAN, budget_of, by_class, compare, score, stand
+from fixpatch.training import versions
+
+GAP = 0.1
+UNATTACKED = "not established: only the base was attacked; an attacker who has the patched model may do better"
+
+
+def conclude(
+    arena: Arena,
+    plan: Plan,
+    runs: Sequence[Run],
+    probes: Probes,
+    source: str,
+    seconds: dict[str, float],
+    cached: int,
+) -> Evaluation:
+    """Turn which images stand into figures, checks and warnings."""
+    y, classes, defended = arena.images.y, arena.base.classes, arena.defended
+    standing = stand(defended.clean, [run.right[defended.name] for run in runs])
+    patch, scores = arena.patch, tuple(_list_scores(arena, runs))
+    evidence = Evidence(
+        clean={name: model.clean for name, model in arena.models.items()},
+        runs=runs,
+        worst=Rate.of(standing),
+        classes=classes,
+        unrest=defended.unrest,
+        probes=probes,
+        overlap=count_overlap(patch, arena.images),
+        trained_with=tuple(attack.name for attack in patch.manifest.attacks) if patch else None,
+    )
+    checks = judge(evidence)
+    return Evaluation(
+        n=len(arena.images),
+        seed=arena.seed,
+        images=source,
+        overlap=evidence.overlap,
+        budget=plan.budget,
+        base=arena.base.fingerprint,
+        patch=digest_of(patch.content) if patch else None,
+        classes=arena.images.classes,
+        attackers=plan.attackers,
+        scores=scores,
+        worst=evidence.worst,
+        worst_by_class=by_class(standing, y, classes),
+        comparisons=tuple(_list_comparisons(arena, runs)),
+        checks=checks,
+        curves=probes.curves,
+        verdict=verdict(checks, plan.attackers, patched=patch is not None),
+        warnings=(*_warnings(scores, plan.attackers, patch, source), *plan.notes),
+        seconds=seconds,
+        cached=cached,
+        versions=versions(),
+    )
+
+
+def _list_scores(arena: Arena, runs: Sequence[Run]) -> Iterator[Score]:
+    """Yield the rows of the table: the clean images, then each attack, every model in turn."""
+    base_clean, y = arena.models["base"].clean, arena.images.y
+    cleans = {name: model.clean for name, model in arena.models.items()}
+    rows = [(cleans, CLEAN), *((run.right, budget_of(run.attacker, run.made_on, run.config)) for run in runs)]
+    for right, made in rows:
+        for name, clean in cleans.items():
+            yield score(name, right[name], clean, base_clean, y, arena.base.classes, arena.seed, made)
+
+
+def _list_comparisons(arena: Arena, runs: Sequence[Run]) -> Iterator[Comparison]:
+    if arena.patch is None:
+        return
+    yield compare({name: model.clean for name, model in arena.models.items()}, CLEAN)
+    for run in runs:
+        yield compare(run.right, budget_of(run.attacker, run.made_on, run.config))
+
+
+def count_overlap(patch: Patch | None, images: ImageSet) -> int | None:
+    """Count the images that the patch was trained on, by content; None where the patch does not tell."""
+    if patch is None or patch.content.hashes is None:
+        return None
+    used = {row.tobytes() for row in patch.content.hashes}
+    return sum(row.tobytes() in used for row in images.hashes())
+
+
+def _warnings(scores: Sequence[Score], attackers: Sequence[str], patch: Patch | None, source: str) -> tuple[str, ...]:
+    """Return what no check says: whom the figures leave out, and which images they are of."""
+    found = []
+    if patch is not None and "patched" not in attackers:
+        found.append(UNATTACKED)
+    if source == "holdout":
+        found.append("these images chose the patch's epoch: the figures are optimistic; pass --data with unseen images")
+    return (*found, *_gaps(scores))
+
+
+def _gaps(scores: Sequence[Score]) -> Iterator[str]:
+    """Say where one who attacks the patched model itself does far better than one who knows the base only."""
+    left = {(s.attack, s.made_on): s.accuracy.value or 0.0 for s in scores if s.model == "patch" and not s.targets}
+    for (attack, made_on), value in left.items():
+        known = left.get((attack, "base"), 0.0)
+        if made_on == "patched" and value < known - GAP:
+            yield (
+                f"{attack} made on the patched model leaves it {100 * value:.0f} %, on the base {100 * known:.0f} %: "
+                "the patch stops attackers who have the base, not those who have the patch"
+            )

@@ -1,0 +1,135 @@
+"""The two opponents that fixers are trained against: one who knows the base, and one who knows the patch as well."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from fixpatch.cache import Cache
+from fixpatch.classifier import KerasClassifier
+from fixpatch.clock import timed
+from fixpatch.config import Recipe
+from fixpatch.craft import Pairs, craft_pairs
+from fixpatch.data import ImageSet
+from fixpatch.figures import count_parameters
+from fixpatch.fit import fit_modules
+from fixpatch.graft import graft
+from fixpatch.models import Base, as_base
+from fixpatch.moving import fit_moving
+from fixpatch.results import EpochFacts, Listener
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training.
+
+    Attributes:
+        images: All of them, those that training holds out too.
+        keep, held_out: Rows of `images` for training and for the hold-out.
+        folder: Keeps pairs and checkpoints.
+        logs: Folder for TensorBoard, or None.
+        seconds: Wall time of each stage so far.
+    """
+
+    base: Base
+    images: ImageSet
+    recipe: Recipe
+    modules: dict[str, keras.Model]
+    keep: np.ndarray
+    held_out: np.ndarray
+    folder: Path
+    cache: Cache | None
+    listener: Listener
+    logs: Path | None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def craft(self, target: Base, images: ImageSet, **views: Any) -> Pairs:
+        """Attack `target` on views of `images`; without `views`, on the images as they are, by every attack."""
+        attack = self.recipe.attack
+        classifier = KerasClassifier(
+            target.logits, input_range=self.base.input_range, loss=attack.loss, precision=attack.precision
+        )
+        return craft_pairs(
+            classifier,
+            self.recipe.attacks,
+            images,
+            **(views or {"views": len(self.recipe.attacks)}),
+            fingerprint=target.identity,
+            seed=self.recipe.training.seed,
+            channels_first=self.base.channels_first,
+            folder=self.folder / "pairs",
+            cache=self.cache,
+            advance=self.listener.advance,
+        )
+
+    def say_size(self, pairs: str) -> None:
+        """Say how much is trained, and on what."""
+        trainable = count_parameters(self.modules)
+        total = trainable + self.base.parameters
+        self.listener.say(
+            f"trainable parameters: {trainable:,} of {total:,} ({100 * trainable / total:.2f} %); pairs: {pairs}"
+        )
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What a training ends in.
+
+    Attributes:
+        history, best: Of every epoch, and the number of the chosen one.
+        pairs: What base and patch are measured on, by name.
+        turns: How often each image is among these, attacked in as many ways.
+        cached: How many of the training pairs came from the cache.
+    """
+
+    history: tuple[EpochFacts, ...]
+    best: int
+    pairs: dict[str, Pairs]
+    turns: int
+    cached: int = 0
+
+
+def fit_against(job: Job) -> Fitted:
+    """Fit the modules of `job` in place, against the attacker that its settings name."""
+    fit = {"base": _fit_on_base, "patched": _fit_on_patched}[job.recipe.training.attacker]
+    return fit(job, job.images.take(job.keep), job.images.take(job.held_out))
+
+
+def _fit_on_base(job: Job, train: ImageSet, holdout: ImageSet) -> Fitted:
+    """Make the training pairs on the base, and unvaried ones for each hold-out image, and fit the modules on them."""
+    data, turns = job.recipe.data, len(job.recipe.attacks)
+    with timed(job.seconds, "crafting"):
+        job.listener.stage("crafting", len(train) * data.views + len(holdout) * turns)
+        pairs = job.craft(job.base, train, preset=data.augment, views=data.views)
+        kept_back = job.craft(job.base, holdout)
+    job.say_size(f"{len(pairs):,}" + (f" ({pairs.cached:,} from the cache)" if pairs.cached else ""))
+    with timed(job.seconds, "training"):
+        keras.utils.set_random_seed(job.recipe.training.seed)
+        history, best = fit_modules(
+            job.base, job.modules, pairs, kept_back, job.recipe.training, job.folder / "fit", job.listener, job.logs
+        )
+    measured, turns = (kept_back, turns) if len(kept_back) else (pairs, 1)
+    return Fitted(history, best, {"base": measured, "patch": measured}, turns, pairs.cached)
+
+
+def _fit_on_patched(job: Job, train: ImageSet, holdout: ImageSet) -> Fitted:
+    """Fit the modules on pairs made as they learn; base and patch are measured under an attack on each itself."""
+    measured, turns = holdout if len(holdout) else train, len(job.recipe.attacks)
+    with timed(job.seconds, "crafting"):
+        job.listener.stage("crafting", len(measured) * turns)
+        own = job.craft(job.base, measured)
+    job.say_size("made anew for every batch")
+    with timed(job.seconds, "training"):
+        keras.utils.set_random_seed(job.recipe.training.seed)
+        history, best = fit_moving(
+            job.base, job.modules, train, holdout, job.recipe, job.folder / "fit", job.listener, job.logs
+        )
+    with timed(job.seconds, "measuring"):
+        job.listener.stage("measuring", len(measured) * turns)
+        patched = as_base(graft(job.base.model, job.modules), input_range=job.base.input_range)
+        found = job.craft(patched, measured)
+    return Fitted(history, best, {"base": own, "patch": found}, turns)

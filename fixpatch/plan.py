@@ -1,0 +1,146 @@
+"""What an evaluation runs: which attacker makes which attack on which model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from fixpatch.errors import SettingError
+from fixpatch.parsing import require_choice
+from fixpatch.threats import ALL_ATTACKS, ATTACKERS, BUDGETS, AttackConfig, Budget, attack_named
+
+OUTPUTS_ONLY = ("square", "noise")
+NEEDS_PATCH = ("surrogate", "patched")
+NO_SURROGATE = "the attacker surrogate did not run: there were no images to train it on, and no second patch"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One attack by one attacker on the model that it is made on (see `arena.Target`)."""
+
+    attacker: str
+    made_on: str
+    config: AttackConfig
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All steps, in the order of the table.
+
+    Attributes:
+        budget: Its name.
+        attackers: Those that run.
+        probes: How many images those see; None for all.
+        notes: What was left out, and why.
+    """
+
+    budget: str
+    attackers: tuple[str, ...]
+    steps: tuple[Step, ...]
+    probes: int | None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def thorough(self) -> bool:
+        """Whether the checks that cost most run too."""
+        return self.budget != "quick"
+
+    @property
+    def made_on(self) -> tuple[str, ...]:
+        """Every model that is attacked, once."""
+        return tuple(dict.fromkeys(step.made_on for step in self.steps))
+
+
+def make_plan(
+    budget: str,
+    attacks: Sequence[AttackConfig],
+    attackers: Sequence[str] | None,
+    *,
+    classes: int,
+    patched: bool,
+    surrogate: bool,
+) -> Plan:
+    """Return the steps of an evaluation.
+
+    Args:
+        attackers: None takes those of the budget that can run.
+        classes: Of the model: with few, an attack's loss may have no meaning.
+        patched: Whether there is a patch.
+        surrogate: Whether there is a second patch, or images to train one on.
+
+    Raises:
+        SettingError: An unknown budget or attacker, or one that was named and cannot run.
+    """
+    require_choice(budget, tuple(BUDGETS), "--budget")
+    spent, notes = BUDGETS[budget], []
+    if attackers is None:
+        attackers = spent.attackers
+        if patched and not surrogate and "surrogate" in attackers:
+            notes.append(NO_SURROGATE)
+            attackers = [attacker for attacker in attackers if attacker != "surrogate"]
+    else:
+        require_attackers(attackers, patched=patched, surrogate=surrogate)
+    chosen = [each for each in dict.fromkeys(attackers) if patched or each not in NEEDS_PATCH]
+    steps = [step for each in chosen for step in _steps(each, list(attacks), spent, chosen, classes, patched)]
+    return Plan(budget, tuple(chosen), tuple(steps), spent.probes, tuple(notes))
+
+
+def name_attacks(names: Sequence[str] | None, budget: str, classes: int) -> tuple[tuple[str, ...], dict[str, int]]:
+    """Return the attacks that `names` stands for, and the restarts that the budget gives where none are named.
+
+    `all` stands for every way to search. What a model with few classes has no use for is left out unless it is named.
+    """
+    require_choice(budget, tuple(BUDGETS), "--budget")
+    spent = BUDGETS[budget]
+    listed = spent.attacks if names is None else names
+    found = [each for name in listed for each in (ALL_ATTACKS if name == "all" else (name,))]
+    asked = names or ()
+    kept = tuple(name for name in dict.fromkeys(found) if classes > 2 or name != "autopgd-dlr" or name in asked)
+    return kept, {"restarts": spent.restarts} if spent.restarts > 1 else {}
+
+
+def require_attackers(attackers: Sequence[str], *, patched: bool, surrogate: bool) -> None:
+    """Check the attackers that were named.
+
+    Args:
+        patched, surrogate: As for `make_plan`.
+
+    Raises:
+        SettingError: One is unknown, or cannot run.
+    """
+    for attacker in attackers:
+        require_choice(attacker, ATTACKERS, "--attacker")
+    if not patched and set(attackers) <= set(NEEDS_PATCH):
+        raise SettingError(f"--attacker {attackers[0]} needs a patch.", "Pass --patch, or attack the base alone.")
+    if patched and "surrogate" in attackers and not surrogate:
+        raise SettingError(
+            "--attacker surrogate needs images to train fixers of its own, or a second patch.",
+            "Pass --surrogate-data DIR, or --surrogate FILE with a patch that was trained with another --seed.",
+        )
+
+
+def _steps(
+    attacker: str, attacks: list[AttackConfig], budget: Budget, attackers: Sequence[str], classes: int, patched: bool
+) -> Iterator[Step]:
+    if attacker == "black-box":
+        for config in _outputs_only(attacks, budget):
+            yield Step(attacker, "patched" if patched else "base", config)
+        return
+    gradient = [config for config in attacks if "black-box" not in attackers or config.name not in OUTPUTS_ONLY]
+    if attacker == "patched" and budget.targets and classes > 3:
+        gradient += [replace(each, targets=budget.targets) for each in attacks if each.name == "autopgd-dlr"]
+    for made_on in ("surrogate", "base+surrogate") if attacker == "surrogate" else (attacker,):
+        for config in gradient:
+            yield Step(attacker, made_on, config)
+
+
+def _outputs_only(attacks: Sequence[AttackConfig], budget: Budget) -> list[AttackConfig]:
+    """Return Square and noise in the ball of the other attacks, as they were named or as the budget says."""
+    named = {config.name: config for config in attacks}
+    first = attacks[0]
+    shared: dict[str, Any] = {"eps": first.eps, "norm": first.norm, "attack_labels": first.attack_labels}
+    return [
+        named.get("square") or attack_named("square", steps=budget.queries, **shared),
+        named.get("noise") or attack_named("noise", **shared),
+    ]

@@ -1,0 +1,69 @@
+"""How figures and settings are written, the same in the terminal, on model cards and in reports."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from fixpatch.results import Rate
+
+# By attacker, and by the model that the images were made on.
+KNOWLEDGE = {
+    ("base", "base"): "has the base",
+    ("surrogate", "surrogate"): "has the base and trains a patch of its own",
+    ("surrogate", "base+surrogate"): "attacks the base and that patch together",
+    ("patched", "patched"): "has the patched model",
+    ("black-box", "patched"): "sees the patched model's answers only",
+    ("black-box", "base"): "sees the base's answers only",
+}
+SPENT = {"square": ("query", "queries"), "noise": ("draw", "draws")}
+
+
+def per_cent(share: float | None) -> str:
+    """Write a share in [0, 1] as per cent with one decimal; `-` for None."""
+    return "-" if share is None else f"{100 * share:.1f}"
+
+
+def with_interval(rate: Rate) -> str:
+    """Write a rate with its 95 % interval."""
+    if rate.value is None:
+        return "-"
+    return f"{per_cent(rate.value)} ({per_cent(rate.low)}-{per_cent(rate.high)})"
+
+
+def eps_of(eps: float, norm: str = "inf") -> str:
+    """Write a radius as `8/255` where it is a whole number of grey levels."""
+    levels = round(255 * eps)
+    return f"{levels}/255" if norm == "inf" and math.isclose(255 * eps, levels) else f"{eps:.4g}"
+
+
+def size_of(shape: tuple[int | None, ...]) -> str:
+    """Write a shape as `16x16x128`; `?` where it varies."""
+    return "x".join("?" if size is None else str(size) for size in shape)
+
+
+def describe_attack(
+    attack: str = "", *, name: str = "", norm: str, eps: float, steps: int, restarts: int, **more: Any
+) -> str:
+    """Write an attack and its budget on one line, from the fields of a score or an attack."""
+    one, many = SPENT.get(attack or name, ("step", "steps"))
+    label = name_attack(attack or name, more.get("targets", 0))
+    marks = [f"{label}: l_{norm} eps {eps_of(eps, norm)}", f"{steps} {one if steps == 1 else many}"]
+    marks += [f"{restarts} restarts"] * (restarts > 1)
+    marks += [f"aimed at {more['targets']} classes"] * bool(more.get("targets"))
+    marks += [f"{more['attack_labels']} labels"] * (more["attack_labels"] != "true")
+    marks += [f"{more['loss']} loss"] * (more["loss"] != "cross-entropy")
+    marks += [more["precision"]] * (more["precision"] != "float32")
+    return ", ".join(marks)
+
+
+def describe_attacker(attacker: str, made_on: str) -> str:
+    """Write who attacked, with what it knows: `attacker patched: has the patched model`."""
+    origin = f" ({made_on})" if attacker == "surrogate" else ""
+    knows = KNOWLEDGE.get((attacker, made_on), f"made on {made_on}")
+    return f"attacker {attacker}{origin}: {knows}"
+
+
+def name_attack(attack: str, targets: int) -> str:
+    """Write an attack's name for a row; `autopgd-dlr x9` is aimed at nine classes in turn."""
+    return f"{attack} x{targets}" if targets else attack

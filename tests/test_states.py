@@ -1,0 +1,75 @@
+"""Unfinished runs: an evaluation that was interrupted goes on to the same figures, and only as the same evaluation."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Interrupt
+
+from fixpatch.config import ModelFile
+from fixpatch.errors import FixpatchError, SettingError
+from fixpatch.jobs import Images, evaluate_files
+from fixpatch.results import Listener
+from fixpatch.scores import Evaluation
+from fixpatch.states import claim_state, state_beside
+
+
+@pytest.fixture
+def place(tmp_path: Path, model_file: Path, patch_file: Path) -> Path:
+    shutil.copy(model_file, tmp_path / "model.keras")
+    shutil.copy(patch_file, tmp_path / "patch.h5")
+    return tmp_path
+
+
+def run(place: Path, images: Path, listener: Listener | None = None, **changes: Any) -> Evaluation:
+    settings = {"attacks": ["pgd"], "budget": {"steps": 3}, "attackers": ["base", "patched"], **changes}
+    model, found = ModelFile(place / "model.keras"), Images(images, limit=80)
+    return evaluate_files(model, place / "patch.h5", found, listener=listener, **settings)
+
+
+def test_an_interrupted_evaluation_goes_on_to_the_same_figures_and_only_with_the_same_settings(
+    place: Path, small_folder: Path
+) -> None:
+    state = place / "patch.h5.eval.state"
+    with pytest.raises(KeyboardInterrupt):
+        run(place, small_folder, Interrupt(30))  # those made on the base are finished, the others not begun
+    assert len(list(state.glob("pairs/*.npy"))) == 1
+    with pytest.raises(SettingError, match="other settings"):
+        run(place, small_folder, budget={"steps": 4}, resume=True)
+    with pytest.raises(SettingError, match="other settings"):
+        run(place, small_folder, attackers=["base"], resume=True)
+    resumed = run(place, small_folder, resume=True)
+    assert not state.exists()
+    whole = run(place, small_folder)
+    assert replace(resumed, seconds={}) == replace(whole, seconds={})
+
+
+def test_there_may_be_nothing_to_go_on_with(place: Path, small_folder: Path) -> None:
+    said: list[str] = []
+    listener = Listener()
+    listener.say = said.append  # type: ignore[method-assign]
+    run(place, small_folder, listener, attackers=["base"], resume=True)
+    assert any("nothing to go on with" in text for text in said)
+
+
+def test_a_state_goes_when_the_run_ends_and_stays_when_pairs_are_finished(tmp_path: Path) -> None:
+    with state_beside(tmp_path / "out.h5") as state:
+        assert claim_state(state, "a", resume=True) is False
+    assert not state.exists()
+    with pytest.raises(FixpatchError), state_beside(tmp_path / "out.h5") as state:
+        claim_state(state, "a", resume=False)
+        raise FixpatchError("no pair was finished")
+    assert not state.exists()
+    with pytest.raises(FixpatchError), state_beside(tmp_path / "out.h5") as state:
+        (state / "pairs").mkdir(parents=True)
+        (state / "pairs" / "one.npy").touch()
+        claim_state(state, "a", resume=False)
+        raise FixpatchError("one was")
+    assert claim_state(state, "a", resume=True) is True
+    with pytest.raises(SettingError, match="other settings"):
+        claim_state(state, "b", resume=True)
+    assert claim_state(state, "b", resume=False) is False
