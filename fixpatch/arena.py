@@ -91,6 +91,7 @@ class Arena:
         models: By name: `base`, and `patch` where there is one.
         images: `N` of them.
         shelf: The run's own finished shards.
+        known: Targets that were built: compiling one takes seconds.
     """
 
     base: Base
@@ -101,6 +102,7 @@ class Arena:
     shelf: Shelf | None = None
     cache: Cache | None = None
     listener: Listener = field(default_factory=Listener)
+    known: dict[str, Target] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def defended(self) -> Model:
@@ -109,9 +111,11 @@ class Arena:
 
     def target(self, name: str) -> Target:
         """Return the base or the patched model (`patch`) as a target."""
-        model = self.models[name]
-        made_on = "patched" if name == "patch" else name
-        return Target(made_on, model.identity, self.classifier(model.logits, model.unrest), settle=name == "patch")
+        if name not in self.known:
+            model, made_on = self.models[name], "patched" if name == "patch" else name
+            attacked = self.classifier(model.logits, model.unrest)
+            self.known[name] = Target(made_on, model.identity, attacked, settle=name == "patch")
+        return self.known[name]
 
     def classifier(self, logits: keras.Model, unrest: float = 0.0) -> KerasClassifier:
         """Return an estimator to attack; a model with random answers is attacked through their expectation."""

@@ -17,6 +17,7 @@ from fixpatch.threats import NAMED_ATTACKS
 
 
 def train(
+    ctx: typer.Context,
     model: opt.Model = Path("model.keras"),
     split: opt.Split = "",
     data: opt.Data = None,
@@ -56,6 +57,7 @@ def train(
     skip_unreadable: opt.Skip = False,
     hashes: opt.Hashes = True,
     tensorboard: opt.TensorBoard = None,
+    report: opt.Report = None,
     resume: opt.Resume = False,
     cache: opt.CacheFolder = None,
     no_cache: opt.NoCache = False,
@@ -78,6 +80,8 @@ def train(
             keep_hashes=hashes,
             logs=tensorboard,
             patched_model=save_model,
+            report=report,
+            command=repeating(ctx),
             force=force,
             resume=resume,
             cache=jobs.open_cache(not no_cache and (cache or True), cache_cap, listener.say),

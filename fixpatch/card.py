@@ -18,6 +18,7 @@ from fixpatch.wording import (
     describe_attack,
     name_attack,
     per_cent,
+    printable,
     size_of,
     with_interval,
 )
@@ -89,11 +90,6 @@ def _evaluation_in(text: str) -> Evaluation:
         fault = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(map(str, ("result", *fault["loc"])))
         raise ValueError(f"{printable(place)}: {fault['msg'].lower()}") from None
-
-
-def printable(text: str) -> str:
-    """Put a mark in place of what cannot be printed, or would steer a terminal."""
-    return "".join(letter if letter.isprintable() else "\ufffd" for letter in text)
 
 
 def escaped(text: str) -> str:

@@ -74,7 +74,10 @@ def demo(
     RESULTS.mkdir(exist_ok=True)
     for line in LINES:
         talk.print(f"\n[bold]$ fixpatch {line}[/]")
-        code = app([*line.split(), *(["--force"] if force and "--out" in line else [])], standalone_mode=False)
+        code = app(
+            [*line.split(), *(["--force"] if force and {"--out", "--report"} & {*line.split()} else [])],
+            standalone_mode=False,
+        )
         if code:
             raise typer.Exit(code)
     talk.print(f"\nNow in {folder}/: {', '.join(FOUR_LINES)}.")

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from fixpatch.errors import FixpatchError
+from fixpatch.wording import printable
 
 SCHEMA = 1
 UNBOUNDED = 10_000
@@ -87,8 +88,8 @@ def show_warnings(warnings: tuple[str, ...], quiet: bool) -> None:
 
 
 def plain(text: str) -> str:
-    """Keep brackets in names from being read as markup."""
-    return escape(text)
+    """Keep brackets in names from being read as markup, and control characters from the terminal."""
+    return escape("\n".join(map(printable, text.split("\n"))))
 
 
 def as_result(value: Any) -> dict[str, Any]:

@@ -27,7 +27,7 @@ LINES = (
     f"train --split res_block_1,res_block_2 --data small/ --out {RESULTS}/patch.h5",
     f"apply base.keras {RESULTS}/patch.h5 --out {RESULTS}/patched.keras",
     f"show {RESULTS}/patch.h5",
-    f"eval --patch {RESULTS}/patch.h5 --attack autopgd",
+    f"eval --patch {RESULTS}/patch.h5 --attack autopgd --report {RESULTS}/report.html",
 )
 FILES = ("model.keras", "base.keras", "fixpatch.toml", "small", "test")
 

@@ -9,6 +9,8 @@ from xml.etree import ElementTree
 
 import numpy as np
 
+from fixpatch.wording import printable
+
 # What plots draw with, and the page's colour for each: so a plot follows from light to dark and to print.
 INK, MUTED, GRID, BASE, PATCH = "#010101", "#010102", "#010103", "#010104", "#010105"
 PAPER = "#010106"
@@ -68,14 +70,9 @@ def _style(value: str) -> str:
     return value.strip()
 
 
-def visible(text: str) -> str:
-    """Put a mark in place of what cannot be printed, such as what would turn the reading direction."""
-    return "".join(letter if letter.isprintable() else "\ufffd" for letter in text)
-
-
 def tidy(text: str, most: int = 20) -> str:
     """Return a name as a plot has room for it: of a long one the middle is left out."""
-    kept, text = most - 1, visible(text)
+    kept, text = most - 1, printable(text)
     return text if len(text) <= most else f"{text[: kept - kept // 2]}…{text[-(kept // 2) :]}"
 
 

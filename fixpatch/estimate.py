@@ -13,31 +13,39 @@ from fixpatch.craft import to_model
 from fixpatch.plan import Plan
 
 BATCH = 32
-# Gradients for each step and image, where it is not one: the others stop early, or ask for more than one class.
+AT_ONCE = 0.1  # of all steps: what an image costs that breaks at once
+# Gradients for each step and image, where it is not one.
 GRADIENTS = {"cw": 2.0, "deepfool": 2.0}
 
 
-def estimate_seconds(arena: Arena, plan: Plan, targets: Mapping[str, Target], probed: int) -> float:
-    """Return how many seconds the plan takes at most: nothing is cached, and no image breaks early.
+def estimate_seconds(arena: Arena, plan: Plan, targets: Mapping[str, Target], probed: int) -> tuple[float, float]:
+    """Return how many seconds the plan takes at least and at most, if nothing is cached.
+
+    What is made on the base, or on a surrogate, always takes all of its steps. On the model that is judged an image is
+    done with once it is broken: at the least all are, at once.
 
     Args:
-        probed: Gradients of single images that the checks need.
+        probed: Gradients of single images that the checks need at most.
     """
     gradient, forward = _time_batches(arena, targets[plan.steps[0].made_on])
-    total = gradient * probed
+    least, most = AT_ONCE * gradient * probed, gradient * probed
     for step in plan.steps:
-        runs = max(1, step.config.restarts) * max(1, step.config.targets)
-        each = forward if step.config.name in ("square", "noise") else gradient * GRADIENTS.get(step.config.name, 1.0)
-        total += len(arena.images) * (each * step.config.steps * runs + forward * (1 + len(arena.models)))
-    return total
+        config, runs = step.config, max(1, step.config.restarts) * max(1, step.config.targets)
+        outputs_only = config.name in ("square", "noise")
+        each = forward if outputs_only else gradient * GRADIENTS.get(config.name, 1.0)
+        whole = len(arena.images) * each * config.steps * runs
+        judging = len(arena.images) * forward * (1 + len(arena.models))
+        early = outputs_only or targets[step.made_on].settle
+        least, most = least + judging + whole * (AT_ONCE if early else 1), most + judging + whole
+    return least, most
 
 
 def say_estimate(arena: Arena, plan: Plan, targets: Mapping[str, Target], probed: int) -> None:
     """Tell the listener how long it will take."""
-    seconds = estimate_seconds(arena, plan, targets, probed)
+    least, most = map(written, estimate_seconds(arena, plan, targets, probed))
     arena.listener.say(
-        f"about {written(seconds)} at most, by three timed batches: {len(arena.images):,} images, "
-        f"{len(plan.steps)} attacks (--limit takes fewer images, --budget less of everything)"
+        f"takes {least} if every image breaks at once, {most} if none does (three timed batches): "
+        f"{len(arena.images):,} images, {len(plan.steps)} attacks; --limit takes fewer images"
     )
 
 

@@ -30,7 +30,7 @@ from fixpatch.parsing import require_choice
 from fixpatch.patches import Patch
 from fixpatch.patchfile import describe
 from fixpatch.plan import Plan, name_attacks
-from fixpatch.report import write_report
+from fixpatch.report import write_report, write_training_report
 from fixpatch.results import CraftFacts, DriftFacts, Listener, ModelFacts
 from fixpatch.runs import RunNote, note_path, write_note
 from fixpatch.scores import Evaluation
@@ -40,6 +40,7 @@ from fixpatch.training import require_splits, train_recipe, versions
 from fixpatch.variations import probe_config
 from fixpatch.vetting import MODEL_SUFFIXES
 
+PICTURES, DRIFTING = 8, 32  # images that a report shows, and on which it measures how features drift
 __all__ = ["Images", "craft_files", "evaluate_files", "inspect_images", "open_cache", "train_files"]
 
 
@@ -78,6 +79,8 @@ def train_files(
     keep_hashes: bool = True,
     logs: Path | None = None,
     patched_model: Path | None = None,
+    report: Path | None = None,
+    command: str = "",
     force: bool = False,
     resume: bool = False,
     cache: Cache | None = None,
@@ -89,9 +92,12 @@ def train_files(
 
     Args:
         logs: Folder for TensorBoard, or None.
+        patched_model: Where to write the patched model too.
+        report: An HTML file to write.
+        command: The line that repeats this, for the report.
     """
     listener = listener or Listener()
-    require_places(model.path, [out] if patched_model is None else [out, patched_model], force)
+    require_places(model.path, [path for path in (out, patched_model, report) if path], force)
     if patched_model is not None and patched_model.suffix not in MODEL_SUFFIXES:
         raise SettingError(f"'{patched_model}' ends in none of {', '.join(MODEL_SUFFIXES)}.", "Rename it.")
     require_free(note_path(out), force=True)
@@ -115,6 +121,8 @@ def train_files(
         write_note(out, _note(patch, model.path, images, loaded, recipe))
         if patched_model is not None:
             save_model(patch.apply(base), patched_model, force, trust=model.trust, imports=model.imports)
+        if report is not None and patch.facts is not None:
+            write_training_report(patch.facts, report, command=command, patch=describe(patch.content), force=force)
     return patch
 
 
@@ -216,6 +224,8 @@ def evaluate_files(
     if found is not None and "surrogate" in (attackers or BUDGETS[spend].attackers):
         own = replace(images, path=surrogate_data, limit=None) if surrogate_data else None
         rival = find_rival(base, path, surrogate, own, seed, listener)
+    elif surrogate or surrogate_data:
+        listener.say("note: the attacker surrogate does not run (--attacker surrogate, or --budget standard)")
     with _evaluation_state(path or model.path, listener) as state:
         arena = open_arena(
             base, found, loaded, seed=seed, shelf=Shelf(state / "pairs"), cache=cache or False, listener=listener
@@ -260,7 +270,8 @@ def _evaluation_state(path: Path, listener: Listener) -> Iterator[Path]:
 def _write_report(arena: Arena, plan: Plan, result: Evaluation, command: str, path: Path, force: bool) -> None:
     """Write what `eval --report` asks for: pictures from the white box, drift under the paper's attacker."""
     attack = probe_config([step.config for step in plan.steps])
-    gallery = make_gallery(arena, arena.target(arena.defended.name), attack)
-    shifts = measure_shift(arena, craft_few(arena, arena.target("base"), attack))
+    arena.listener.stage("drawing", PICTURES + DRIFTING)
+    gallery = make_gallery(arena, arena.target(arena.defended.name), attack, PICTURES)
+    shifts = measure_shift(arena, craft_few(arena, arena.target("base"), attack, DRIFTING))
     patch = describe(arena.patch.content) if arena.patch else None
     write_report(result, gallery, shifts, command, path, patch=patch, force=force)

@@ -7,11 +7,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fixpatch import exhibits, meaning, panels
-from fixpatch.embed import visible
 from fixpatch.files import require_free, written_whole
 from fixpatch.results import Rate, TrainingFacts
 from fixpatch.scores import Evaluation, Shift
-from fixpatch.wording import describe_attack, describe_attacker, eps_of, name_attack, per_cent, size_of, with_interval
+from fixpatch.wording import (
+    describe_attack,
+    describe_attacker,
+    eps_of,
+    name_attack,
+    per_cent,
+    printable,
+    size_of,
+    with_interval,
+)
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -128,8 +136,8 @@ def _environment() -> Environment:
         "per_cent": per_cent,
         "eps_of": eps_of,
         "facts": list_facts,
-        "visible": visible,
-        "prose": lambda text: visible(text).replace(" %", "\u00a0%"),
+        "visible": printable,
+        "prose": lambda text: printable(text).replace(" %", "\u00a0%"),
         "p_value": lambda p: "< 0.001" if p < 0.001 else f"{p:.3f}",
     }
     environment.globals |= {

@@ -133,7 +133,8 @@ class Evaluation:
         worst: Robust accuracy of the patch, else of the base, per image over all attacks and attackers that ran: the
             headline.
         worst_by_class: The same on the images of each class.
-        verdict: `pass` (every check did), `warn`, or `not established` (the patched model itself was not attacked).
+        verdict: `pass`, `warn` or `not established` (see `checks.verdict`): whether these figures can be believed, not
+            whether they are good.
         warnings: What a reader has to know before believing a figure.
         cached: How many adversarial images came from the cache.
         versions: Of every package that shapes a figure.

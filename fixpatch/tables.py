@@ -101,7 +101,8 @@ def show_training(facts: TrainingFacts, path: Path, quiet: bool = False) -> None
     table.add_row("patch", with_interval(facts.patch_clean), with_interval(facts.patch_robust))
     console.print(table)
     console.print(
-        f"Attacker: {facts.attacker}. Measured on {facts.patch_clean.n} {where}: `fixpatch eval --data` measures on others."
+        f"Attacker: {facts.attacker}. Measured on {facts.patch_clean.n} {where}: "
+        "`fixpatch eval --data` measures on others."
     )
     show_warnings(facts.warnings, quiet)
 

@@ -19,6 +19,11 @@ KNOWLEDGE = {
 SPENT = {"square": ("query", "queries"), "noise": ("draw", "draws")}
 
 
+def printable(text: str) -> str:
+    """Put a mark in place of what would steer a terminal, or turn the reading direction."""
+    return "".join(letter if letter.isprintable() else "\ufffd" for letter in text)
+
+
 def per_cent(share: float | None) -> str:
     """Write a share in [0, 1] as per cent with one decimal; `-` for None."""
     return "-" if share is None else f"{100 * share:.1f}"

@@ -69,6 +69,7 @@ def test_demo_and_then_the_four_lines_as_written(tmp_path: Path) -> None:
         "patch.h5",
         "patch.run.json",
         "patched.keras",
+        "report.html",
     }
     for line in FOUR_LINES:
         said = subprocess.run([*run, *line.split()[1:]], cwd=folder, check=True, capture_output=True, text=True).stdout

@@ -79,8 +79,9 @@ def test_figures_are_those_of_a_count_by_hand(result: Evaluation, base: Base, pa
     )
     compared = next(c for c in result.comparisons if (c.made_on, c.attack) == ("base", "pgd"))
     only = int((base_attacked & ~attacked).sum()), int((attacked & ~base_attacked).sum())
+    assert find(result, "base", "base", "pgd").accuracy == Rate.of(base_attacked)
     assert (compared.base_only, compared.patch_only) == only
-    assert compared.p_value == pytest.approx(binomtest(only[0], sum(only)).pvalue)
+    assert compared.p_value == (pytest.approx(binomtest(only[0], sum(only)).pvalue) if sum(only) else 1.0)
 
 
 def test_worst_is_per_image_over_all_attacks_and_attackers(result: Evaluation) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from fixpatch.errors import SettingError
+from fixpatch.estimate import written
 from fixpatch.plan import Plan, make_plan, name_attacks
 from fixpatch.threats import ALL_ATTACKS, BUDGETS, attack_named
 
@@ -84,3 +85,7 @@ def test_no_budget_saves_iterations() -> None:
     for budget in BUDGETS:
         names, restarts = name_attacks(None, budget, classes=10)
         assert all(attack_named(name, **restarts).steps == attack_named(name).steps for name in names)
+
+
+def test_a_time_is_written_as_precisely_as_it_is_known() -> None:
+    assert [written(seconds) for seconds in (0.2, 41.4, 200, 7000)] == ["1 s", "41 s", "3 min", "1.9 h"]
