@@ -117,10 +117,10 @@ class Arena:
             self.known[name] = Target(made_on, model.identity, attacked, settle=name == "patch")
         return self.known[name]
 
-    def classifier(self, logits: keras.Model, unrest: float = 0.0) -> KerasClassifier:
+    def classifier(self, logits: keras.Model, unrest: float = 0.0, *, joint: bool = False) -> KerasClassifier:
         """Return an estimator to attack; a model with random answers is attacked through their expectation."""
         samples = EXPECTATION if unrest > UNREST else 1  # a GPU rounds as it likes
-        return KerasClassifier(logits, input_range=self.base.input_range, samples=samples)
+        return KerasClassifier(logits, input_range=self.base.input_range, samples=samples, joint=joint)
 
     def few(self, rows: Array) -> Arena:
         """Return the same with only the images at `rows`."""
@@ -148,7 +148,7 @@ class Arena:
         outside = cached = 0
         for shard in self.craft(target, config, seed):
             for name, model in self.models.items():
-                right[name].append(model.judge.predict(shard.adversarial).argmax(1) == shard.y)
+                right[name].append(judge_right(model.judge, shard.adversarial, shard.y))
             outside += count_outside(shard.clean, shard.adversarial, config, self.base.input_range)
             cached += len(shard.y) * shard.cached
         joined = {name: np.concatenate(found) for name, found in right.items()}
@@ -173,9 +173,16 @@ def enter(base: Base, patch: Patch | None, images: ImageSet, **settings: Any) ->
     return Arena(base, patch, models, images, **settings)
 
 
+def judge_right(judge: KerasClassifier, x: Array, y: Array) -> Array:
+    """Return which images `(B, ...)` are right `(B,)`; none is whose scores are no numbers."""
+    scores = judge.predict(x)
+    return np.isfinite(scores).all(1) & (scores.argmax(1) == y)
+
+
 def measure_unrest(judge: KerasClassifier, images: ImageSet, base: Base) -> float:
     """Return the largest difference between the logits of `PASSES` passes over a few images."""
-    few = to_model(images.take(np.arange(min(8, len(images)))).to_range(base.input_range), base.channels_first)
+    rows = np.linspace(0, len(images) - 1, min(8, len(images))).astype(int)  # they come by class
+    few = to_model(images.take(rows).to_range(base.input_range), base.channels_first)
     passes = []
     for _ in range(PASSES):
         judge.forget()  # what is remembered would agree with itself

@@ -10,6 +10,7 @@ from fixpatch.scores import OPEN, PASS, WARN
 from fixpatch.wording import per_cent
 
 FALLEN = 0.05  # of what the base gets right may stay: an attack that leaves more proves little
+PROBED = "PGD, FGSM or AutoPGD of the checks"
 ONE_STEP = ("fgsm", "noise")
 
 
@@ -28,21 +29,38 @@ def base_falls(evidence: Evidence) -> Answer:
 
 
 def white_box_is_strongest(evidence: Evidence) -> Answer:
-    """2: nobody breaks images that whoever has the judged model itself does not."""
-    broken: dict[str, Array] = {}
-    for run in evidence.runs:
-        broken[run.attacker] = broken.get(run.attacker, np.zeros_like(evidence.broken(run))) | evidence.broken(run)
-    own = broken.pop(evidence.white_box, None)
-    if own is None:
+    """2: nobody breaks images that whoever has the judged model itself does not, in the same ball."""
+    balls = _broken_by_ball(evidence)
+    mine = [ball for ball, broken in balls.items() if evidence.white_box in broken]
+    if not mine:
         return OPEN, f"No attacker had the {_noun(evidence)} itself.", {}
-    if not broken:
+    missed: dict[str, int] = {}
+    for ball in mine:
+        own = balls[ball].pop(evidence.white_box)
+        for attacker, found in balls[ball].items():
+            missed[attacker] = max(missed.get(attacker, 0), int((found & ~own).sum()))
+    if not set(missed) - {PROBED}:
         return OPEN, f"Nobody else attacked, to compare attacker {evidence.white_box} with.", {}
-    missed = {attacker: int((found & ~own).sum()) for attacker, found in broken.items()}
+    count = len(evidence.clean[evidence.judged])
     attacker, most = max(missed.items(), key=lambda item: item[1])
-    numbers: dict[str, float | None] = {f"only {name}": float(count) for name, count in missed.items()}
-    numbers["limit"] = slack(len(own))
-    answer = WARN if most > slack(len(own)) else PASS
-    return answer, f"{attacker} breaks {images(most)} of {len(own):,} that the white-box attack leaves.", numbers
+    numbers: dict[str, float | None] = {f"only {name}": float(left) for name, left in missed.items()}
+    numbers["limit"] = slack(count)
+    answer = WARN if most > slack(count) else PASS
+    return answer, f"{attacker} breaks {images(most)} of {count:,} that the white-box attack leaves.", numbers
+
+
+def _broken_by_ball(evidence: Evidence) -> dict[tuple[str, float], dict[str, Array]]:
+    """Return, by norm and radius and then by attacker, which images the judged model loses `(N,)`."""
+    balls: dict[tuple[str, float], dict[str, Array]] = {}
+    for run in evidence.runs:
+        broken = balls.setdefault((run.config.norm, run.config.eps), {})
+        broken[run.attacker] = broken.get(run.attacker, False) | evidence.broken(run)
+    probes = evidence.probes
+    if probes is not None and evidence.rows is not None:
+        found = np.zeros(len(evidence.clean[evidence.judged]), bool)
+        found[evidence.rows] = probes.clean & ~probes.at_once
+        balls.setdefault((probes.config.norm, probes.config.eps), {})[PROBED] = found
+    return balls
 
 
 def stronger_breaks_more(evidence: Evidence) -> Answer:

@@ -154,6 +154,7 @@ def evaluate(
             surrogate_data=surrogate_data,
             seed=seed,
             resume=resume,
+            whole=fail_under is not None,
             report=report,
             command=repeating(ctx),
             force=force,

@@ -35,7 +35,8 @@ def attack_images(
 
     The attack searches with the classifier's lean copy, in the attack's own loss and precision. Whether an image is
     wrong is always the exact model's answer in float32; an image about which the copy was mistaken is attacked once
-    more on the exact model, so that the copy costs no strength.
+    more on the exact model: folding costs no strength. (A search in bfloat16 may leave images standing that one in
+    float32 breaks.)
 
     Args:
         config: The attack; its eps and eps_step are fractions of the input range. Where it has more targets than the

@@ -258,7 +258,9 @@ def _limit(facts: Mapping[str, Any], evaluation: Evaluation | None) -> Iterator[
         yield "- Against an attacker who has the patched model, robustness is **not established**."
     else:
         worst = with_interval(evaluation.worst)
-        yield f"- The figure to rely on is the worst row: {worst} %. A stronger attack may do better."
+        yield f"- The figure that counts is the worst row: {worst} %. A stronger attack may do better."
+        if evaluation.verdict != PASS:
+            yield f"- The checks of these figures say **{evaluation.verdict}**."
     yield "- The defence is best against the attack that it was trained on."
     yield "- The figures hold for images like those that were measured, and for perturbations no larger."
     yield "- The digest in the file shows damage, not who made it: a stranger's patch can carry a backdoor."

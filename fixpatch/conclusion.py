@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
+
 from fixpatch.arena import Arena, Run
 from fixpatch.checks import judge, verdict
 from fixpatch.data import ImageSet
@@ -18,7 +20,8 @@ from fixpatch.scoring import CLEAN, budget_of, by_class, compare, score, stand
 from fixpatch.training import versions
 
 GAP = 0.1
-UNATTACKED = "not established: only the base was attacked; an attacker who has the patched model may do better"
+Array = np.ndarray
+UNATTACKED = "not established: nobody who has the patched model attacked it; such an attacker may do better"
 
 
 def conclude(
@@ -26,13 +29,21 @@ def conclude(
     plan: Plan,
     runs: Sequence[Run],
     probes: Probes,
+    rows: Array,
     source: str,
     seconds: dict[str, float],
     cached: int,
+    surrogate: str | None,
 ) -> Evaluation:
-    """Turn which images stand into figures, checks and warnings."""
+    """Turn which images stand into figures, checks and warnings.
+
+    Args:
+        rows: Which images the probes saw `(n,)`.
+        surrogate: Digest of the surrogate's patch.
+    """
     y, classes, defended = arena.images.y, arena.base.classes, arena.defended
     standing = stand(defended.clean, [run.right[defended.name] for run in runs])
+    standing[rows] &= probes.at_last
     patch, scores = arena.patch, tuple(_list_scores(arena, runs))
     evidence = Evidence(
         clean={name: model.clean for name, model in arena.models.items()},
@@ -42,6 +53,7 @@ def conclude(
         unrest=defended.unrest,
         probes=probes,
         overlap=count_overlap(patch, arena.images),
+        rows=rows,
         trained_with=tuple(attack.name for attack in patch.manifest.attacks) if patch else None,
     )
     checks = judge(evidence)
@@ -66,6 +78,9 @@ def conclude(
         seconds=seconds,
         cached=cached,
         versions=versions(),
+        images_digest=arena.images.digest(),
+        surrogate=surrogate,
+        input_range=arena.base.input_range,
     )
 
 
@@ -91,8 +106,18 @@ def count_overlap(patch: Patch | None, images: ImageSet) -> int | None:
     """Count the images that the patch was trained on, by content; None where the patch does not tell."""
     if patch is None or patch.content.hashes is None:
         return None
-    used = {row.tobytes() for row in patch.content.hashes}
-    return sum(row.tobytes() in used for row in images.hashes())
+    return count_hashes(patch.content.hashes, images)
+
+
+def count_shared(some: ImageSet, others: ImageSet) -> int:
+    """Count the images of `others` that are among `some`, by content."""
+    return count_hashes(some.hashes(), others)
+
+
+def count_hashes(hashes: Array, images: ImageSet) -> int:
+    """Count the images whose hash is among `hashes` `(M, 32)`."""
+    known = {row.tobytes() for row in hashes}
+    return sum(row.tobytes() in known for row in images.hashes())
 
 
 def _warnings(scores: Sequence[Score], attackers: Sequence[str], patch: Patch | None, source: str) -> tuple[str, ...]:

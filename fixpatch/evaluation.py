@@ -13,7 +13,7 @@ from fixpatch.arena import Arena, Target, enter
 from fixpatch.basecheck import measure_base, read_images, suit_recorded
 from fixpatch.cache import Cache, Shelf, open_cache
 from fixpatch.clock import timed
-from fixpatch.conclusion import conclude
+from fixpatch.conclusion import conclude, count_shared
 from fixpatch.data import ImageSet
 from fixpatch.estimate import say_estimate
 from fixpatch.holdout import stratify
@@ -25,6 +25,7 @@ from fixpatch.plan import Plan, make_plan, name_attacks, require_attackers
 from fixpatch.probes import measure_probes
 from fixpatch.results import Listener
 from fixpatch.scores import Evaluation
+from fixpatch.searches import square_fits
 from fixpatch.surrogate import surrogate_targets, train_surrogate
 from fixpatch.threats import AttackConfig
 from fixpatch.training import versions
@@ -119,12 +120,15 @@ def choose_plan(
     named = None if attacks is None else [each for each in attacks if isinstance(each, str)]
     names, restarts = name_attacks(named, budget, arena.base.classes)
     patch = arena.patch
-    configs = [*whole, *(attack_for(name, {**restarts, **tuned}, patch) for name in names)]
+    spent = {**restarts, **{name: value for name, value in tuned.items() if value is not None}}
+    configs = [*whole, *(attack_for(name, spent, patch) for name in names)]
+    height, width = arena.images.x.shape[1:3]
     return make_plan(
         *(budget, configs, attackers),
         classes=arena.base.classes,
         patched=patch is not None,
         surrogate=surrogate,
+        square=not configs or square_fits(height, width, configs[0].norm),
     )
 
 
@@ -164,8 +168,10 @@ def evaluate_arena(
     for note in plan.notes:
         listener.say(f"note: {note}")
     with timed(seconds, "preparing"):
-        targets = _build_targets(arena, plan, surrogate, folder, resume)
-        probed = arena.few(stratify(arena.images.y, plan.probes, arena.seed))
+        rival = _find_surrogate(arena, plan, surrogate, folder, resume)
+        targets = _build_targets(arena, plan, rival)
+        rows = stratify(arena.images.y, plan.probes, arena.seed)
+        probed = arena.few(rows)
         lead = probe_config([step.config for step in plan.steps])
         wanted = {"thorough": plan.thorough, "patched": arena.patch is not None}
         say_estimate(arena, plan, targets, probe_cost(lead, len(probed.images), **wanted))
@@ -178,23 +184,31 @@ def evaluate_arena(
     cached = sum(run.cached for run in runs)
     if cached:
         listener.say(f"note: {cached:,} of {count:,} adversarial images came from the cache")
-    return conclude(arena, plan, runs, probes, source, seconds, cached)
+    digest = digest_of(rival.content) if rival else None
+    return conclude(arena, plan, runs, probes, rows, source, seconds, cached, digest)
 
 
-def _build_targets(
+def _find_surrogate(
     arena: Arena, plan: Plan, surrogate: Patch | ImageSet | None, folder: Path, resume: bool
-) -> dict[str, Target]:
-    """Return what is attacked, by its name in the plan; where the surrogate is needed, it is trained first."""
+) -> Patch | None:
+    """Return the patch that stands for the attacker's own, where the plan needs one; trained first if need be."""
+    if "surrogate" not in plan.attackers or arena.patch is None:
+        return None
+    if not isinstance(surrogate, ImageSet):
+        return surrogate
+    shared = count_shared(surrogate, arena.images)
+    if shared:
+        arena.listener.say(f"warning: the surrogate trains on {shared:,} of the images of this evaluation")
+    return train_surrogate(
+        *(arena.base, arena.patch, surrogate, folder / "surrogate"),
+        resume=resume,
+        cache=arena.cache,
+        listener=arena.listener,
+    )
+
+
+def _build_targets(arena: Arena, plan: Plan, rival: Patch | None) -> dict[str, Target]:
+    """Return what is attacked, by its name in the plan."""
     names = [name for name in plan.made_on if "surrogate" not in name]
     targets = {name: arena.target("patch" if name == "patched" else name) for name in names}
-    if "surrogate" not in plan.attackers or arena.patch is None:
-        return targets
-    if isinstance(surrogate, ImageSet):
-        surrogate = train_surrogate(
-            *(arena.base, arena.patch, surrogate, folder / "surrogate"),
-            resume=resume,
-            cache=arena.cache,
-            listener=arena.listener,
-        )
-    assert surrogate is not None
-    return targets | surrogate_targets(arena, surrogate)
+    return targets | (surrogate_targets(arena, rival) if rival else {})

@@ -36,6 +36,7 @@ class Evidence:
         probes: None where none were run.
         overlap: Images that the patch was trained on; None where it does not say.
         trained_with: Names of the attacks that training used; None where the patch does not say.
+        rows: Which of all images the probes saw `(n,)`.
     """
 
     clean: Mapping[str, Array]
@@ -46,6 +47,7 @@ class Evidence:
     probes: Probes | None = None
     overlap: int | None = None
     trained_with: tuple[str, ...] | None = None
+    rows: Array | None = None
 
     @property
     def patched(self) -> bool:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fixpatch.data import ImageSet, load_images
 from fixpatch.errors import DataError
 from fixpatch.holdout import stratify
@@ -111,7 +113,8 @@ def attack_for(name: str, budget: dict[str, Any], patch: Patch | None) -> Attack
 
 def find_rival(
     base: Base,
-    patch: Path | None,
+    path: Path | None,
+    patch: Patch,
     surrogate: Path | None,
     images: Images | None,
     seed: int,
@@ -120,7 +123,7 @@ def find_rival(
     """Return what the attacker `surrogate` starts from: a second patch, or images to train one on.
 
     Args:
-        patch: The patch under evaluation; the note beside it tells its own training images.
+        path: Where the patch under evaluation lies; the note beside it tells which images it was trained on.
         surrogate: A second patch.
         images: The attacker's own images.
 
@@ -129,10 +132,13 @@ def find_rival(
     """
     if surrogate is not None:
         return load_patch(surrogate)
+    names = patch.manifest.class_names
     if images is not None:
-        return load_for(base, images, seed, images.classes, listener)
-    note = read_note(patch) if patch else None
+        return load_for(base, images, seed, images.classes or names, listener)
+    note = read_note(path) if path else None
     if note is None or not Path(note.data).exists():
         return None
-    loaded = load_for(base, Images(Path(note.data), None, note.skip_unreadable), seed, None, listener)
-    return loaded if loaded.digest() == note.data_digest else None
+    loaded = load_for(base, Images(Path(note.data), None, note.skip_unreadable), seed, names, listener)
+    if loaded.digest() != note.data_digest:
+        return None
+    return loaded.take(np.setdiff1d(np.arange(len(loaded)), note.held_out))

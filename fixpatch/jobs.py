@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -191,6 +192,7 @@ def evaluate_files(
     surrogate_data: Path | None = None,
     seed: int = 0,
     resume: bool = False,
+    whole: bool = False,
     report: Path | None = None,
     command: str = "",
     force: bool = False,
@@ -210,6 +212,7 @@ def evaluate_files(
         spend: One of `threats.BUDGETS`.
         surrogate, surrogate_data: A second patch, or images to train one on, for the attacker `surrogate`; without
             either, the patch's own training images, where its note tells them.
+        whole: Refuse unless there is a patch.
         report: An HTML file to write.
         command: The line that repeats this, for the report.
     """
@@ -219,11 +222,13 @@ def evaluate_files(
         require_places(model.path, [report], force, [path for path in (patch, surrogate) if path])
     base = suit_recorded(load_file(model), images.path)
     path, found = find_patch(base, patch, listener) if use_patch else (None, None)
+    if whole and found is None:
+        raise SettingError("There is no patch whose patched model could be attacked.", "Pass --patch.")
     loaded, source = find_images(base, images, path, found, seed, listener)
     rival = None
     if found is not None and "surrogate" in (attackers or BUDGETS[spend].attackers):
         own = replace(images, path=surrogate_data, limit=None) if surrogate_data else None
-        rival = find_rival(base, path, surrogate, own, seed, listener)
+        rival = find_rival(base, path, found, surrogate, own, seed, listener)
     elif surrogate or surrogate_data:
         listener.say("note: the attacker surrogate does not run (--attacker surrogate, or --budget standard)")
     with _evaluation_state(path or model.path, listener) as state:
@@ -234,6 +239,8 @@ def evaluate_files(
         going_on = claim_state(state, describe_run(arena, plan, rival), resume)
         if resume and not going_on:
             listener.say(f"nothing to go on with in '{state}'; starting anew")
+        if not going_on:
+            shutil.rmtree(state / "surrogate", ignore_errors=True)  # another evaluation's
         (state / "pairs").mkdir(exist_ok=True)
         result = evaluate_arena(arena, plan, surrogate=rival, folder=state, source=source, resume=going_on)
         if report is not None:

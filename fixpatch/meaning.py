@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from fixpatch.results import Rate
 from fixpatch.scores import OPEN, PASS, WARN, Evaluation, Score
-from fixpatch.wording import eps_of, per_cent
+from fixpatch.wording import name_balls, per_cent
 
 # What an attacker has who attacks a patched model, and who attacks a base alone.
 HAS = {
@@ -96,12 +96,12 @@ def _under_attack(result: Evaluation) -> Iterator[str]:
     for (attacker, _), score in strongest(result, model).items():
         if score.robust_accuracy.value is not None:
             left[attacker] = min(left.get(attacker, 1.0), score.robust_accuracy.value)
-    told = [f"{per_cent(share)} % where the attacker {has.get(who, who)}" for who, share in left.items()]
+    told = {who: f"{per_cent(share)} % where the attacker {has.get(who, who)}" for who, share in left.items()}
     beside = strongest(result, "base").get(("base", "base"))
-    if model == "patch" and beside and "base" in left:
-        told[0] += f" (the base itself: {per_cent(beside.robust_accuracy.value)} %)"
+    if model == "patch" and beside and "base" in told:
+        told["base"] += f" (the base itself: {per_cent(beside.robust_accuracy.value)} %)"
     if told:
-        yield f"Under attack {subject(result)} is right on {', on '.join(told)}."
+        yield f"Under attack {subject(result)} is right on {', on '.join(told.values())}."
     yield from _against_chance(result)
 
 
@@ -116,8 +116,7 @@ def _against_chance(result: Evaluation) -> Iterator[str]:
 
 
 def _limits(result: Evaluation) -> Iterator[str]:
-    balls = {(score.norm, score.eps) for score in result.scores if score.attacker != "none"}
-    sizes = ", ".join(f"l_{norm} {eps_of(eps, norm)}" for norm, eps in sorted(balls))
+    sizes = name_balls((score.norm, score.eps) for score in result.scores if score.attacker != "none")
     if sizes:
         yield (
             f"All of it holds for images like these {result.n:,} and changes within {sizes} of the input range, "

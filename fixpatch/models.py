@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import logging
 import re
+import sys
 import uuid
 import warnings
 from collections.abc import Sequence
@@ -284,11 +286,17 @@ def _config(operation: Any) -> str:
     """Write what an operation says about itself, without names; what cannot be written so is equal to nothing."""
     try:
         config = {**operation.get_config(), "name": None}
-        return type(operation).__name__ + json.dumps(
-            config, sort_keys=True, default=keras.saving.serialize_keras_object
-        )
+        written = json.dumps(config, sort_keys=True, default=keras.saving.serialize_keras_object)
+        return type(operation).__name__ + written + _own_code(type(operation))
     except Exception:  # an operation or layer of the author's own may fail in any way
         return uuid.uuid4().hex
+
+
+def _own_code(kind: type) -> str:
+    """Return the digest of the module that defines an author's own class; nothing for one of Keras."""
+    if kind.__module__.partition(".")[0] == "keras":
+        return ""
+    return hashlib.sha256(inspect.getsource(sys.modules[kind.__module__]).encode()).hexdigest()
 
 
 def _plain(value: Any) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 
 from fixpatch.classifier import KerasClassifier
 from fixpatch.config import Recipe
-from fixpatch.craft import Pairs, craft_shards
+from fixpatch.craft import craft_shards
 from fixpatch.data import ImageSet
 from fixpatch.epochs import require_finite
 from fixpatch.fit import Fitting, Outcome, fit_by, rows_in_turn, start_stage
@@ -147,23 +147,3 @@ def _mean(batches: Iterable[tuple[int, Logs]]) -> Logs:
     """Return the mean of the logs over all pairs."""
     sizes, rows = zip(*batches, strict=True)
     return {name: float(np.average([row[name] for row in rows], weights=sizes)) for name in rows[0]}
-
-
-def attack_patched(base: Base, modules: Mapping[str, keras.Model], images: ImageSet, recipe: Recipe) -> Pairs:
-    """Attack the finished patched model on every image by every attack, attack after attack; kept in memory."""
-    attack = recipe.attack
-    classifier = KerasClassifier(
-        graft(base.logits, modules), input_range=base.input_range, loss=attack.loss, precision=attack.precision
-    )
-    made = craft_shards(
-        classifier,
-        recipe.attacks,
-        images,
-        fingerprint="",
-        views=len(recipe.attacks),
-        seed=recipe.training.seed,
-        channels_first=base.channels_first,
-    )
-    shards = [np.stack([shard.clean, shard.adversarial]) for shard in made]
-    y = np.tile(images.y, len(recipe.attacks))
-    return Pairs(tuple(shards), tuple(shard.shape[1] for shard in shards), y)

@@ -8,10 +8,11 @@ from typing import Any
 
 from fixpatch.errors import SettingError
 from fixpatch.parsing import require_choice
-from fixpatch.threats import ALL_ATTACKS, ATTACKERS, BUDGETS, AttackConfig, Budget, attack_named
+from fixpatch.threats import ALL_ATTACKS, ATTACKERS, BUDGETS, NAMED_ATTACKS, AttackConfig, Budget, attack_named
 
 OUTPUTS_ONLY = ("square", "noise")
 NEEDS_PATCH = ("surrogate", "patched")
+NO_SQUARE = "Square did not run: in the 2-norm it needs square images of at least 10 x 10 pixels, else of 2 x 2"
 NO_SURROGATE = "the attacker surrogate did not run: there were no images to train it on, and no second patch"
 
 
@@ -60,6 +61,7 @@ def make_plan(
     classes: int,
     patched: bool,
     surrogate: bool,
+    square: bool = True,
 ) -> Plan:
     """Return the steps of an evaluation.
 
@@ -68,12 +70,17 @@ def make_plan(
         classes: Of the model: with few, an attack's loss may have no meaning.
         patched: Whether there is a patch.
         surrogate: Whether there is a second patch, or images to train one on.
+        square: Whether Square can be made on the images; `black-box` does without where it cannot.
 
     Raises:
-        SettingError: An unknown budget or attacker, or one that was named and cannot run.
+        SettingError: An unknown budget or attacker, or one that was named and cannot run, or no attack.
     """
     require_choice(budget, tuple(BUDGETS), "--budget")
+    if not attacks:
+        raise SettingError("No attack is named.", f"Known: {', '.join(NAMED_ATTACKS)}.")
     spent, notes = BUDGETS[budget], []
+    if not square:
+        notes.append(NO_SQUARE)
     if attackers is None:
         attackers = spent.attackers
         if patched and not surrogate and "surrogate" in attackers:
@@ -83,7 +90,14 @@ def make_plan(
         require_attackers(attackers, patched=patched, surrogate=surrogate)
     chosen = [each for each in dict.fromkeys(attackers) if patched or each not in NEEDS_PATCH]
     steps = [step for each in chosen for step in _steps(each, list(attacks), spent, chosen, classes, patched)]
-    return Plan(budget, tuple(chosen), tuple(steps), spent.probes, tuple(notes))
+    steps = [step for step in steps if square or step.config.name != "square"]
+    return Plan(budget, who_attacks(steps), tuple(steps), spent.probes, tuple(notes))
+
+
+def who_attacks(steps: Sequence[Step]) -> tuple[str, ...]:
+    """Return the attackers of the steps; `patched` only where one of its attacks uses what it has, the gradient."""
+    blind = [step for step in steps if step.attacker == "patched" and step.config.name in OUTPUTS_ONLY]
+    return tuple(dict.fromkeys(step.attacker for step in steps if step not in blind))
 
 
 def name_attacks(names: Sequence[str] | None, budget: str, classes: int) -> tuple[tuple[str, ...], dict[str, int]]:

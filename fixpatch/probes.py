@@ -58,8 +58,8 @@ class Probes:
         saturated, caught: Images that a copy gets right whose scores were multiplied until its softmax saturates, and
             at how many of them its gradient was found to be zero.
         faithful: Whether delta = 0 gives the base's own answers, bit for bit; None without a patch.
-        again: Which images the patched model gets right `(n,)` when the pairs are made on the base, `as evaluated` and
-            in other ways; None where that was left out.
+        again: Which images that the base gets right when clean the patched model gets right when the pairs are made on
+            the base, `as evaluated` and in other ways; None where that was left out.
         outside: How many adversarial images left the ball or the range.
         curves: Robust accuracy against eps and iterations, from the same runs.
     """
@@ -83,6 +83,17 @@ class Probes:
     again: Mapping[str, Array] | None
     outside: int
     curves: tuple[Curve, ...]
+
+    @property
+    def at_once(self) -> Array:
+        """Which images stand under all that is no stronger than `config`: the same ball and iterations `(n,)`."""
+        return self.attacked & self.pgd & self.fgsm
+
+    @property
+    def at_last(self) -> Array:
+        """Which images stand under every probe inside the ball of `config` `(n,)`."""
+        inside = [right for eps, right in zip(self.eps, self.by_eps, strict=True) if eps <= self.config.eps]
+        return np.logical_and.reduce([self.at_once, self.longer, self.restarted, *inside])
 
 
 def measure_probes(arena: Arena, config: AttackConfig, *, thorough: bool) -> Probes:
@@ -164,7 +175,9 @@ def _attack_base(arena: Arena, config: AttackConfig) -> tuple[dict[AttackConfig,
         "another seed": other_seed,
         "half the eps": runs[scaled(config, 0.5)],
     }
-    return runs, {way: run.right["patch"] for way, run in again.items()}, other_seed.outside
+    # Images that the base gets wrong are attacked with predicted labels only: no two ways could be compared on them.
+    rows = np.flatnonzero(arena.models["base"].clean)
+    return runs, {way: run.right["patch"][rows] for way, run in again.items()}, other_seed.outside
 
 
 def _curves(arena: Arena, config: AttackConfig, runs: Mapping[AttackConfig, Run], thorough: bool) -> Iterator[Curve]:
@@ -185,6 +198,7 @@ def _curve(arena: Arena, setting: str, runs: Sequence[Run]) -> Curve:
         made_on=runs[0].made_on,
         attack=runs[0].config.name,
         setting=setting,
+        norm=runs[0].config.norm,
         n=len(arena.images),
         values=tuple([0.0, *values] if setting == "eps" else values),
         **rates,

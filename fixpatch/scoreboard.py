@@ -16,7 +16,9 @@ from fixpatch.wording import (
     describe_attacker,
     eps_of,
     name_attack,
+    name_balls,
     per_cent,
+    printable,
     with_interval,
 )
 
@@ -50,7 +52,7 @@ def write_csv(result: Evaluation) -> None:
     for field in fields(Score):
         if field.name not in NO_COLUMN:
             names += _columns(field.name) if field.name in rates else [field.name]
-    writer = csv.DictWriter(sys.stdout, names, lineterminator="\n")
+    writer = csv.DictWriter(sys.stdout, [*names, "verdict"], lineterminator="\n")
     writer.writeheader()
     for score in result.scores:
         row = asdict(score)
@@ -58,6 +60,7 @@ def write_csv(result: Evaluation) -> None:
         writer.writerow({**flat, **{key: value for name in rates for key, value in _cells(name, row[name]).items()}})
     model = result.scores[-1].model if result.patch is None else "patch"
     worst = {"model": model, "attacker": "worst", "made_on": "-", "attack": "-", "seed": result.seed}
+    worst["verdict"] = result.verdict
     writer.writerow({**worst, **_cells("robust_accuracy", asdict(result.worst))})
 
 
@@ -155,7 +158,8 @@ def _show_curves(curves: Sequence[Curve]) -> None:
         groups.setdefault((curve.setting, curve.n, curve.values), []).append(curve)
     for (setting, n, values), group in groups.items():
         out().print(f"robust accuracy in % against {setting}, {n} images")
-        heads = [eps_of(value) if setting == "eps" and value else f"{value:g}" for value in values]
+        norm = group[0].norm
+        heads = [eps_of(value, norm) if setting == "eps" and value else f"{value:g}" for value in values]
         names = [f"  {curve.made_on} {curve.attack}" for curve in group]
         width, cell = max(map(len, names)), max(5, *map(len, heads)) + 1
         out().print(" " * width + "".join(f"{head:>{cell}}" for head in heads), style="bold")
@@ -170,18 +174,20 @@ def _show_classes(result: Evaluation, verbose: bool) -> None:
     if verbose and ranked:
         out().print("worst robust accuracy in % by class, lowest first")
         for rate, name in ranked:
-            out().print(f"  {with_interval(rate):<{CELL}}of {rate.n:>5}  {plain(name)}")
+            out().print(f"  {with_interval(rate):<{CELL}}of {rate.n:>5}  {plain(printable(name))}")
     elif len(ranked) > 1:
         (low, lowest), (high, highest) = ranked[0], ranked[-1]
         out().print(
-            f"worst by class: from {per_cent(low.value)} % ({plain(lowest)}) to "
-            f"{per_cent(high.value)} % ({plain(highest)})"
+            f"worst by class: from {per_cent(low.value)} % ({plain(printable(lowest))}) to "
+            f"{per_cent(high.value)} % ({plain(printable(highest))})"
         )
 
 
 def _show_verdict(result: Evaluation, verbose: bool) -> None:
     console = out()
-    console.print(f"worst robust accuracy per image, over all of these: [bold]{with_interval(result.worst)} %[/]")
+    balls = name_balls((score.norm, score.eps) for score in result.scores if score.attacker != "none")
+    worst = f"[bold]{with_interval(result.worst)} %[/]"
+    console.print(f"worst robust accuracy per image, over all of these, within {balls}: {worst}")
     counts = ", ".join(_count_verdicts(result.checks))
     console.print(f"verdict on these figures: {_coloured(result.verdict)}" + f" (checks: {counts})" * bool(counts))
     for check in result.checks:

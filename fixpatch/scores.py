@@ -27,6 +27,7 @@ class Score:
         by_class: `accuracy` on the images of each class, in the order of the class ids.
         loss, precision: What the attack raised, and what it computed in.
         targets: How many classes it aimed at; 0 where untargeted.
+        eps_step: Its first step, in the unit of eps.
     """
 
     model: str
@@ -51,6 +52,7 @@ class Score:
     loss: str = "cross-entropy"
     precision: str = "float32"
     targets: int = 0
+    eps_step: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,7 @@ class Curve:
 
     Attributes:
         setting: `eps` (its values as fractions of the range) or `steps`.
+        norm: As of a score.
         values: Of the setting; 0 is the clean image.
         base, patch: Robust accuracy of each model at each value; `patch` is empty without one.
     """
@@ -103,6 +106,7 @@ class Curve:
     made_on: str
     attack: str
     setting: str
+    norm: str
     n: int
     values: tuple[float, ...]
     base: tuple[Rate, ...]
@@ -130,14 +134,17 @@ class Evaluation:
         patch: The patch's digest; None for the base alone.
         classes: Names, in the order of the class ids.
         attackers: Who attacked.
-        worst: Robust accuracy of the patch, else of the base, per image over all attacks and attackers that ran: the
-            headline.
+        worst: Robust accuracy of the patch, else of the base, per image over all attacks and attackers that ran, those
+            of the checks inside the same ball included: the headline.
         worst_by_class: The same on the images of each class.
         verdict: `pass`, `warn` or `not established` (see `checks.verdict`): whether these figures can be believed, not
             whether they are good.
         warnings: What a reader has to know before believing a figure.
         cached: How many adversarial images came from the cache.
         versions: Of every package that shapes a figure.
+        images_digest: Of all images and labels, in order.
+        surrogate: Digest of the patch that the surrogate is; None where there was none.
+        input_range: In which the images were given to the models.
     """
 
     n: int
@@ -160,6 +167,9 @@ class Evaluation:
     seconds: dict[str, float] = field(default_factory=dict)
     cached: int = 0
     versions: dict[str, str] = field(default_factory=dict)
+    images_digest: str = ""
+    surrogate: str | None = None
+    input_range: tuple[float, float] = (0.0, 1.0)
 
     @property
     def rows(self) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from fixpatch.threats import AttackConfig
 
 Array = np.ndarray
 PARTS = 5
-BUDGET = ("eps", "norm", "steps", "restarts", "attack_labels", "loss", "precision", "targets")
+BUDGET = ("eps", "norm", "steps", "restarts", "attack_labels", "loss", "precision", "targets", "eps_step")
 CLEAN: dict[str, Any] = {
     **{"attacker": "none", "made_on": "-", "attack": "clean", "eps": 0.0, "norm": "inf", "steps": 0, "restarts": 0},
     "attack_labels": "true",

@@ -221,6 +221,14 @@ def _square(search: Search) -> Tracker:
     return tracker
 
 
+LEAST = {"inf": 2, "2": 10}  # pixels on a side that ART's squares need
+
+
+def square_fits(height: int, width: int, norm: str) -> bool:
+    """Tell whether ART can place its squares on images of that size."""
+    return min(height, width) >= LEAST[norm] and (norm == "inf" or height == width)
+
+
 def _largest_square(search: Search, channels_first: bool) -> float:
     """Return the share of the image that the first squares cover: the authors' 0.8, or what ART can place.
 
@@ -229,12 +237,11 @@ def _largest_square(search: Search, channels_first: bool) -> float:
     """
     shape = search.x.shape[1:]
     height, width = (0, 0) if len(shape) != 3 else shape[1:] if channels_first else shape[:2]
-    least = 2 if search.config.norm == "inf" else 10
-    if min(height, width) < least or (search.config.norm == "2" and height != width):
+    if not square_fits(height, width, search.config.norm):
         form = "square images" if search.config.norm == "2" else "images"
         raise SettingError(
             f"--attack square got inputs of shape {shape}; in the {search.config.norm}-norm it needs {form} of "
-            f"at least {least} x {least} pixels.",
+            f"at least {LEAST[search.config.norm]} x {LEAST[search.config.norm]} pixels.",
             "Use --attack noise.",
         )
     room = min(height, width) - 1 - (search.config.norm == "2")

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from fixpatch.arena import Arena, Target
 from fixpatch.cache import Cache
-from fixpatch.classifier import KerasClassifier
 from fixpatch.config import Recipe
 from fixpatch.data import ImageSet
 from fixpatch.ensemble import joint_model
@@ -75,8 +74,9 @@ def surrogate_targets(arena: Arena, surrogate: Patch) -> dict[str, Target]:
             "Pass one that was trained with another --seed or on other images; --attacker patched attacks this one.",
         )
     rival = as_base(surrogate.apply(base), input_range=base.input_range)
-    joint = KerasClassifier(joint_model([base.logits, rival.logits]), input_range=base.input_range, joint=True)
+    unrest = arena.defended.unrest
+    joint = arena.classifier(joint_model([base.logits, rival.logits]), unrest, joint=True)
     return {
-        "surrogate": Target("surrogate", rival.identity, arena.classifier(rival.logits)),
+        "surrogate": Target("surrogate", rival.identity, arena.classifier(rival.logits, unrest)),
         "base+surrogate": Target("base+surrogate", f"{base.identity}+{rival.identity}", joint),
     }

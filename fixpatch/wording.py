@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 from fixpatch.results import Rate
@@ -40,6 +41,11 @@ def eps_of(eps: float, norm: str = "inf") -> str:
     """Write a radius as `8/255` where it is a whole number of grey levels."""
     levels = round(255 * eps)
     return f"{levels}/255" if norm == "inf" and math.isclose(255 * eps, levels) else f"{eps:.4g}"
+
+
+def name_balls(balls: Iterable[tuple[str, float]]) -> str:
+    """Write norms and radii, each once: `l_inf 8/255`."""
+    return ", ".join(f"l_{norm} {eps_of(eps, norm)}" for norm, eps in sorted(set(balls)))
 
 
 def size_of(shape: tuple[int | None, ...]) -> str:

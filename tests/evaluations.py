@@ -33,7 +33,7 @@ def make_score(model: str, attacker: str, made_on: str, attack: str, targets: in
 def make_curve(made_on: str, attack: str, setting: str, values: tuple[float, ...]) -> Curve:
     """Return a curve that stays level."""
     level = (FULL,) * len(values)
-    return Curve(made_on, made_on, attack, setting, 128, values, level, level)
+    return Curve(made_on, made_on, attack, setting, "inf", 128, values, level, level)
 
 
 def make_evaluation(**changes: Any) -> Evaluation:

@@ -112,7 +112,14 @@ def curves() -> tuple[Curve, ...]:
         base = (0.92, 0.21, 0.02, 0, 0, 0)
         found.append(
             Curve(
-                attacker, attacker, "autopgd", "eps", 128, eps, *(tuple(rate(s, 128) for s in m) for m in (base, patch))
+                attacker,
+                attacker,
+                "autopgd",
+                "eps",
+                "inf",
+                128,
+                eps,
+                *(tuple(rate(s, 128) for s in m) for m in (base, patch)),
             )
         )
     for attacker, patch in (("base", (0.66, 0.63, 0.61, 0.61)), ("patched", (0.24, 0.15, 0.12, 0.115))):
@@ -122,6 +129,7 @@ def curves() -> tuple[Curve, ...]:
                 attacker,
                 "autopgd",
                 "steps",
+                "inf",
                 128,
                 (6, 12, 25, 50),
                 *(tuple(rate(s, 128) for s in m) for m in ((0.02, 0, 0, 0), patch)),

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 import fixpatch
 from fixpatch.arena import Run, enter
+from fixpatch.attackchecks import PROBED
 from fixpatch.checks import judge, verdict
 from fixpatch.data import ImageSet
 from fixpatch.evidence import Evidence
@@ -184,6 +185,24 @@ def test_one_image_is_luck_and_one_in_five_hundred_of_many_too() -> None:
     for left, expected in ((90, PASS), (89, WARN)):
         square = Run("black-box", "patched", ATTACK, {"base": right(0, 5000), "patch": right(left, 5000)}, 0)
         assert check(2, healthy(clean=many, runs=(patched, square))).verdict == expected
+
+
+def test_a_larger_ball_does_not_make_up_for_a_masked_attack_in_the_smaller() -> None:
+    masked = run_of("patched", "patched", base=200, patch=340)
+    wider = run_of("patched", "patched", base=100, patch=100, attack="autopgd-16")
+    found = check(2, healthy(runs=(*runs_without("patched"), masked, wider)))
+    assert (found.verdict, found.numbers["only black-box"]) == ("warn", 160)
+
+
+def test_what_the_probes_break_and_the_table_does_not_is_found() -> None:
+    feeble = run_of("patched", "patched", base=200, patch=358, attack="deepfool")
+    others = (run_of("base", "base", base=0, patch=358),)
+    found = check(2, healthy(runs=(*others, feeble), rows=np.arange(100)))
+    assert found.verdict == "warn"
+    assert "of the checks" in found.finding
+    assert found.numbers[f"only {PROBED}"] == 60, "90 are right when clean, 30 stand under AutoPGD"
+    strong = run_of("patched", "patched", base=200, patch=20)
+    assert check(2, healthy(runs=(*others, strong), rows=np.arange(100))).verdict == "pass"
 
 
 def test_the_base_alone_is_judged_by_the_checks_that_concern_it() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import fixpatch
 from fixpatch.classifier import KerasClassifier
 from fixpatch.data import ImageSet
 from fixpatch.errors import PatchError, SettingError
+from fixpatch.evaluation import choose_plan, open_arena
 from fixpatch.models import Base, as_base
 from fixpatch.patches import Patch, load_patch
 from fixpatch.results import Rate
@@ -88,6 +90,39 @@ def test_worst_is_per_image_over_all_attacks_and_attackers(result: Evaluation) -
     each = [s.robust_accuracy.value for s in result.scores if s.model == "patch"]
     assert result.worst.value <= min(each)
     assert sum(rate.value * rate.n for rate in result.worst_by_class) == pytest.approx(result.worst.value * result.n)
+
+
+def test_full_starts_five_times_unless_told_otherwise(base: Base, patch: Patch, unseen: ImageSet) -> None:
+    arena = open_arena(base, patch, unseen.take(range(4)), cache=False)
+    nothing = {"restarts": None, "eps": None}  # what the command line hands on where no flag was given
+    starts = {
+        given: {step.config.restarts for step in choose_plan(arena, ["autopgd"], None, "full", False, tuned).steps}
+        for given, tuned in (("nothing", nothing), ("two", {"restarts": 2}))
+    }
+    assert 5 in starts["nothing"]
+    assert 5 not in starts["two"]
+
+
+def test_what_the_checks_break_does_not_stand(base: Base, patch: Patch, unseen: ImageSet) -> None:
+    feeble = [attack_named("pgd", eps="40/255", eps_step=1e-6, steps=1)]
+    result = fixpatch.evaluate(base, patch, unseen, attacks=feeble, attackers=["patched"])
+    (row,) = (s for s in result.scores if (s.model, s.attacker) == ("patch", "patched"))
+    assert result.worst.value < row.robust_accuracy.value - 0.2, "FGSM and others ran for the checks, and break more"
+    assert {check.number: check.verdict for check in result.checks}[2] in ("warn", "not established")
+
+
+def test_a_patch_that_hides_its_gradient_is_flagged(base: Base, patch: Patch, unseen: ImageSet) -> None:
+    weights = patch.content.weights | {
+        path: {
+            name: values * (1e6 if name == "up/bias" else 1) + (name == "up/bias") * 1e6
+            for name, values in kept.items()
+        }
+        for path, kept in patch.content.weights.items()
+    }
+    hiding = Patch(replace(patch.content, weights=weights))
+    result = fixpatch.evaluate(base, hiding, unseen, attacks=[ATTACK], attackers=["base", "patched"])
+    assert {check.name: check.verdict for check in result.checks}["gradients real"] == "warn"
+    assert result.verdict == "warn"
 
 
 def test_the_twelve_checks_ran(result: Evaluation) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shutil
@@ -465,3 +466,18 @@ def test_identity_tells_models_apart_that_a_patch_takes_for_one(base: fixpatch.B
     assert first.identity == again.identity
     assert all(first.identity != other.identity for other in others)
     assert base.identity == fixpatch.as_base(base.model).identity
+
+
+def test_identity_knows_the_code_of_ones_own_layers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    made = []
+    for module, factor in (("layers_before", 1), ("layers_after", -1)):
+        code = f"import keras\n\nclass Twist(keras.Layer):\n    def call(self, x):\n        return {factor} * x\n"
+        (tmp_path / f"{module}.py").write_text(code)
+        kind = importlib.import_module(module).Twist
+        image = keras.Input((4, 4, 1), name="image")
+        flat = keras.layers.Flatten(name="flat")(kind(name="twist")(image))
+        scores = keras.layers.Dense(3, kernel_initializer="ones", name="scores")(flat)
+        made.append(fixpatch.as_base(keras.Model(image, scores)))
+    assert made[0].fingerprint == made[1].fingerprint
+    assert made[0].identity != made[1].identity, "what was made on the one is not taken from the cache for the other"

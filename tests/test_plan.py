@@ -65,6 +65,24 @@ def test_square_as_it_was_named_is_that_of_the_black_box() -> None:
     assert steps(plan(attackers=["base"], attacks=(own,))) == [("base", "base", "square")]
 
 
+def test_who_attacks_with_answers_only_has_not_attacked_the_model_itself() -> None:
+    only = plan(attacks=(attack_named("square"),))
+    assert only.attackers == ("black-box",)
+    assert plan(attackers=["patched"], attacks=(attack_named("noise"),)).attackers == ()
+    assert plan(attackers=["patched"], attacks=(attack_named("noise"), AUTOPGD)).attackers == ("patched",)
+
+
+def test_where_square_cannot_be_made_the_black_box_does_without_and_says_so() -> None:
+    found = plan(square=False)
+    assert [step.config.name for step in found.steps if step.attacker == "black-box"] == ["noise"]
+    assert "Square" in found.notes[0]
+
+
+def test_something_has_to_be_run() -> None:
+    with pytest.raises(SettingError, match="No attack"):
+        plan(attacks=())
+
+
 def test_full_aims_at_classes_too() -> None:
     names, restarts = name_attacks(None, "full", classes=10)
     attacks = [attack_named(name, **restarts) for name in names]
