@@ -146,6 +146,6 @@ class Budget:
 
 BUDGETS: dict[str, Budget] = {
     "quick": Budget(("base", "patched", "black-box"), ("autopgd",), 1, 0, 100, 32),
-    "standard": Budget(ATTACKERS, ("autopgd", "autopgd-dlr"), 1, 0, 1000, 128),
+    "standard": Budget(ATTACKERS, ("autopgd", "autopgd-dlr"), 1, 0, 1000, 64),
     "full": Budget(ATTACKERS, ALL_ATTACKS, 5, 9, 5000, None),
 }

@@ -419,6 +419,7 @@ def test_note_with_impossible_images(run_folder: Path, held_out: list[int]) -> N
     refused("eval", "changed since|is no note", "Pass --data")
 
 
+@pytest.mark.slow
 def test_trained_on_everything(run_folder: Path) -> None:
     line = TRAIN.replace("new.h5", "all.h5")
     assert call(*line.split(), "--holdout", "0").exit_code == 0

@@ -310,6 +310,7 @@ def test_pairs_from_the_cache_give_the_same_patch_whatever_else_changes(
     assert any("pairs: 50 (50 from the cache)" in text for text in listener.said)
 
 
+@pytest.mark.slow
 def test_another_patch_is_evaluated_without_attacking_the_base_again(
     base: Base, patch_file: Path, unseen: ImageSet
 ) -> None:

@@ -289,6 +289,7 @@ def test_many_samples_are_nearer_to_the_expectation_than_one(base: Base, unseen:
     assert many.exact is many and many.variant("dlr", "float32").samples == many.unit_range.samples == 16
 
 
+@pytest.mark.slow
 def test_attack_through_the_expectation_breaks_more(base: Base, unseen: ImageSet) -> None:
     model, (x, y) = restless(base), images(unseen, 40)
     judge = KerasClassifier(model, samples=64)

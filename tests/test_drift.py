@@ -237,6 +237,7 @@ def test_inspect_draws_a_bar_for_each_layer(inspected: tuple[list[str], dict[str
     assert f"--split auto takes {','.join(drift['chosen'])}" in lines
 
 
+@pytest.mark.slow
 def test_train_takes_what_inspect_marks_also_after_an_interruption(
     place: Path, inspected: tuple[list[str], dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

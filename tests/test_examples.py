@@ -67,3 +67,10 @@ def test_a_result_becomes_a_table(plot, tmp_path):
     assert shown.endswith("-->\nbelow\n")
     assert "old" not in shown
     assert plot["render"](shown, tmp_path) == shown
+
+
+def test_every_module_is_on_the_map():
+    rows = [line.split("|") for line in (ROOT / "CONTRIBUTING.md").read_text().splitlines() if line.startswith("| ")]
+    listed = [name.strip() for row in rows[2:] for name in row[2].split(",")]
+    modules = {path.stem for path in (ROOT / "fixpatch").glob("*.py") if not path.stem.startswith("__")}
+    assert sorted(listed) == sorted(modules)

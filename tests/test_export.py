@@ -84,6 +84,7 @@ def test_report(crafted: Result, place: Path) -> None:
         assert lines[4].split()[1] == f"{100 * (1 - file['broken'].mean()):.1f}"
 
 
+@pytest.mark.slow
 def test_images_for_anyone_are_images_for_eval(crafted: Result, place: Path) -> None:
     """The base gets nearly none of them right, which is what they are for; their file tells the input range."""
     call("craft --data small --eps 60/255 --steps 5 --input-range=-0.5,1 --no-cache -o wrong.npz")

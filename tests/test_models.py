@@ -284,6 +284,7 @@ def run(script: str, folder: Path, *arguments: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_plain_keras_reads_a_patched_model_in_a_fresh_process(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", X)
     models = {

@@ -104,7 +104,7 @@ def test_result_is_in_ball_and_range_strong_and_the_same_again(
     assert np.array_equal(attack_images(config, wide, x, y, keys), found)
 
 
-@pytest.mark.parametrize("name", ["autopgd", "pgd", "deepfool", "noise"])
+@pytest.mark.parametrize("name", ["autopgd", "pgd", pytest.param("deepfool", marks=pytest.mark.slow), "noise"])
 def test_settled_images_cost_nothing_and_the_same_ones_are_broken(
     narrow: KerasClassifier, unseen: ImageSet, name: str
 ) -> None:

@@ -167,6 +167,14 @@ def call(*args: str, **env: str) -> Result:
     return CliRunner().invoke(app, args, env=env)
 
 
+def crafted(*args: str, **env: str) -> Any:
+    """Return what `craft` says, the cheapest command that attacks."""
+    words = ["--data", "small", "--attack", "fgsm", "--limit", "10", "--json", "-q", "--force"]
+    result = call("craft", *words, *args, **env)
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)["result"]
+
+
 def evaluated(*args: str, **env: str) -> Any:
     """Return what a quick `eval` measured."""
     words = ["--data", "small", "--attack", "fgsm", "--attacker", "base", "--limit", "10", "--json", "-q"]
@@ -176,11 +184,8 @@ def evaluated(*args: str, **env: str) -> Any:
 
 
 def attack_of(*args: str, **env: str) -> float:
-    """Return the attack's eps, in grey levels, of a command that only attacks."""
-    words = ["--data", "small", "--attack", "fgsm", "--limit", "10", "--json", "-q", "--force"]
-    result = call("craft", *words, *args, **env)
-    assert result.exit_code == 0, result.output
-    return round(json.loads(result.stdout)["result"]["attack"]["eps"] * 255, 6)
+    """Return the attack's eps, in grey levels."""
+    return round(crafted(*args, **env)["attack"]["eps"] * 255, 6)
 
 
 def test_eps_comes_from_flag_variable_file_patch_default(place: Path) -> None:
@@ -199,8 +204,7 @@ def test_table_wins_over_top_level_in_a_command(place: Path) -> None:
 
 
 def test_named_attack_with_its_own_radius_keeps_it(place: Path) -> None:
-    scores = evaluated("--attack", "autopgd-16", "--steps", "1")["scores"]
-    assert {round(score["eps"] * 255) for score in scores if score["attack"] == "autopgd-16"} == {16}
+    assert attack_of("--attack", "autopgd-16", "--steps", "1", "--patch", "patch.h5") == 16
 
 
 def count_of_classes(*args: str, **env: str) -> int:
@@ -216,7 +220,7 @@ def test_classes_come_from_flag_variable_file_patch(place: Path) -> None:
     assert count_of_classes() == 3
     (place / "fixpatch.toml").unlink()
     shutil.rmtree("small/9")  # the patch knows that the other folders are not all of the classes
-    assert evaluated()["n"] == 10
+    assert crafted("--patch", "patch.h5")["n"] == 10
     assert count_of_classes("--no-patch") == 9
 
 
@@ -261,6 +265,7 @@ def test_attackers_from_the_file(place: Path, text: str) -> None:
     assert {score["attacker"] for score in scores} == {"none", "patched"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", ["base,patched", "base patched"])
 def test_attackers_from_the_variable(place: Path, value: str) -> None:
     words = ["eval", "--data", "small", "--attack", "fgsm", "--limit", "10", "--json", "-q"]
@@ -314,16 +319,16 @@ def test_cache_comes_from_flag_variable_file_default(place: Path, cache_folder: 
 
 def test_pairs_go_where_the_file_says(place: Path, cache_folder: Path) -> None:
     (place / "fixpatch.toml").write_text('cache = "mine"')
-    assert [evaluated(FIXPATCH_CACHE="")["cached"] for _ in range(2)] == [0, 10]
+    assert [crafted(FIXPATCH_CACHE="")["cached"] for _ in range(2)] == [0, 10]
     assert list(Path("mine/pairs").glob("*.npy"))
     assert json.loads(call("cache", "clear", "--json", FIXPATCH_CACHE="").stdout)["result"]["entries"] >= 1
     assert not list(Path("mine/pairs").iterdir())
 
 
 def test_loss_precision_and_no_cache_from_the_file(place: Path, cache_folder: Path) -> None:
-    (place / "fixpatch.toml").write_text('loss = "dlr"\nprecision = "bfloat16"\n[eval]\nno_cache = true')
-    words = ["eval", "--data", "small", "--attack", "fgsm", "--limit", "10", "--attacker", "base", "-q"]
-    assert "  fgsm: l_inf eps 40/255, 1 step, dlr loss, bfloat16\n" in call(*words).stdout
+    (place / "fixpatch.toml").write_text('loss = "dlr"\nprecision = "bfloat16"\n[craft]\nno_cache = true')
+    made = crafted()["attack"]
+    assert (made["loss"], made["precision"]) == ("dlr", "bfloat16")
     assert not list(cache_folder.rglob("*.npy"))
 
 

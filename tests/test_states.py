@@ -31,6 +31,7 @@ def run(place: Path, images: Path, listener: Listener | None = None, **changes: 
     return evaluate_files(model, place / "patch.h5", found, listener=listener, **settings)
 
 
+@pytest.mark.slow
 def test_an_interrupted_evaluation_goes_on_to_the_same_figures_and_only_with_the_same_settings(
     place: Path, small_folder: Path
 ) -> None:

@@ -76,6 +76,7 @@ def prove(sweep: dict[str, Any], zoo: dict[str, Any], name: str, folder: Path, *
     return row
 
 
+@pytest.mark.slow
 def test_tokens_are_patched_like_images(sweep: dict[str, Any], zoo: dict[str, Any], tmp_path: Path) -> None:
     row = prove(sweep, zoo, "MLP-mixer", tmp_path, "untrained", "applies", "keras", "h5", "delta 0")
     assert [len(shape) for shape in row["shapes"]] == [2, 2, 2]
