@@ -187,7 +187,7 @@ def _show_verdict(result: Evaluation, verbose: bool) -> None:
     console = out()
     balls = name_balls((score.norm, score.eps) for score in result.scores if score.attacker != "none")
     worst = f"[bold]{with_interval(result.worst)} %[/]"
-    console.print(f"worst robust accuracy per image, over all of these, within {balls}: {worst}")
+    console.print(f"worst robust accuracy per image, within {balls}: {worst}")
     counts = ", ".join(_count_verdicts(result.checks))
     console.print(f"verdict on these figures: {_coloured(result.verdict)}" + f" (checks: {counts})" * bool(counts))
     for check in result.checks:

@@ -83,7 +83,8 @@ def test_figures_name_their_attacker_with_intervals_verdict_and_checks(facts: di
     assert "Verdict on these figures: **warn**; 9 of 12 checks pass." in text
     assert "| 12 | question 12 | not established | it broke 12.3 %" in text
     assert "not established** here" not in text
-    assert "- The figure to rely on is the worst row: 50.0 (48.6-51.4) %." in text
+    assert "- The figure that counts is the worst row: 50.0 (48.6-51.4) %." in text
+    assert "- The checks of these figures say **warn**." in text
     assert "- a long warning" in text
 
 

@@ -205,7 +205,7 @@ def test_several_patches_come_with_a_note(place: Path) -> None:
 def test_limit_holds_for_held_out_images_too(place: Path) -> None:
     result = done(call("eval", "--attacker", "base", "--attack", "fgsm", "--limit", "4"))
     assert result.stdout.startswith("4 held-out images")
-    assert "not established: only the base was attacked" in result.stderr
+    assert "not established: nobody who has the patched model attacked it" in result.stderr
 
 
 def test_patch_of_another_base_is_left_aside_with_a_note(place: Path, digits: tuple) -> None:

@@ -91,7 +91,7 @@ def test_budgets_that_differ_have_a_row_each(capsys: pytest.CaptureFixture) -> N
 
 def test_headline_comes_last_with_the_checks_that_did_not_pass(capsys: pytest.CaptureFixture) -> None:
     lines = shown(capsys, make_evaluation()).splitlines()
-    start = lines.index("worst robust accuracy per image, over all of these: 50.0 (48.6-51.4) %")
+    start = lines.index("worst robust accuracy per image, within l_inf 16/255: 50.0 (48.6-51.4) %")
     assert lines[start + 1] == "verdict on these figures: warn (checks: 9 pass, 2 warn, 1 not established)"
     finding = "it broke 12.3 % of the images that the other did not " * 2
     assert [line.rstrip() for line in lines[start + 2 :]] == [
@@ -145,7 +145,7 @@ COLUMNS = (
     "accuracy_n,robust_accuracy,robust_accuracy_low,robust_accuracy_high,robust_accuracy_n,accuracy_base_right,"
     "accuracy_base_right_low,accuracy_base_right_high,accuracy_base_right_n,robust_accuracy_base_right,"
     "robust_accuracy_base_right_low,robust_accuracy_base_right_high,robust_accuracy_base_right_n,parts_mean,parts_std,"
-    "parts_mean_base_right,parts_std_base_right,loss,precision,targets"
+    "parts_mean_base_right,parts_std_base_right,loss,precision,targets,eps_step,verdict"
 )
 
 
@@ -163,6 +163,7 @@ def test_csv_has_the_rows_of_the_table_and_the_worst(capsys: pytest.CaptureFixtu
     assert rows[5]["parts_mean_base_right"] == ""
     worst = rows[-1]
     assert (worst["model"], worst["attacker"], worst["attack"]) == ("patch", "worst", "-")
+    assert (worst["verdict"], rows[5]["verdict"]) == ("warn", "")
     assert (float(worst["robust_accuracy"]), worst["robust_accuracy_n"], worst["accuracy"]) == (0.5, "5000", "")
 
 
