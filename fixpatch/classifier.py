@@ -13,8 +13,6 @@ from typing import Any
 
 import keras
 import numpy as np
-from art.estimators.classification.classifier import ClassGradientsMixin, ClassifierMixin
-from art.estimators.estimator import BaseEstimator, LossGradientsMixin
 
 from fixpatch.backends import expected_gradients, expected_scores, forward, value_and_gradient
 from fixpatch.graph import calls, channels_first
@@ -23,6 +21,7 @@ from fixpatch.lean import lean_copy
 from fixpatch.memory import Memory, Scores, rows_held
 from fixpatch.objectives import aim, objective_named, one_logit
 from fixpatch.parsing import require_choice
+from fixpatch.quietart import BaseEstimator, ClassGradientsMixin, ClassifierMixin, LossGradientsMixin
 from fixpatch.threats import PRECISIONS
 from fixpatch.tracker import AllBroken, Tracker, lengths
 

@@ -9,11 +9,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from art.attacks import evasion
-from art.attacks.evasion import auto_projected_gradient_descent
 
 from fixpatch.classifier import KerasClassifier
 from fixpatch.errors import SettingError
+from fixpatch.quietart import auto_projected_gradient_descent, evasion
 from fixpatch.starts import draw_in_ball, seeded, starts_by_image
 from fixpatch.threats import AttackConfig
 from fixpatch.tracker import Tracker

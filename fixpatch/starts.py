@@ -9,9 +9,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-from art.attacks.evasion import auto_projected_gradient_descent
-from art.attacks.evasion.fast_gradient import FastGradientMethod
-from art.utils import random_sphere
+
+from fixpatch.quietart import FastGradientMethod, auto_projected_gradient_descent, random_sphere
 
 Array = np.ndarray
 

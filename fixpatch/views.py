@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from art.estimators.classification.classifier import ClassGradientsMixin, ClassifierMixin
-from art.estimators.estimator import BaseEstimator, NeuralNetworkMixin
 
 from fixpatch.classifier import KerasClassifier
+from fixpatch.quietart import BaseEstimator, ClassGradientsMixin, ClassifierMixin, NeuralNetworkMixin
 
 Array = np.ndarray
 LIKELIEST = 10

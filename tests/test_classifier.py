@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import art.attacks.evasion as evasion
 import keras
 import numpy as np
@@ -360,3 +364,21 @@ def test_points_outside_the_ball_are_judged_where_they_land(base: Base, unseen: 
         classifier.predict(np.zeros_like(x))
     assert np.abs(tracker.best - x).max() <= 2e-6
     assert np.array_equal(tracker.broken, base.model.predict(tracker.best, verbose=0).argmax(1) != y)
+
+
+LOGGED = """
+import logging, sys
+handler = logging.FileHandler(sys.argv[1], mode="w")
+logging.getLogger().addHandler(handler)
+import fixpatch.quietart
+logging.getLogger().warning("still heard")
+logging.getLogger("art").warning("of no interest to a terminal")
+"""
+
+
+def test_handlers_of_others_outlive_the_import_of_art(tmp_path: Path) -> None:
+    """ART configures the process's logging when it is imported, which closes every handler that there is."""
+    command = [sys.executable, "-W", "ignore", "-c", LOGGED, str(tmp_path / "log")]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "still heard" in (tmp_path / "log").read_text()
+    assert "of no interest" not in run.stderr
