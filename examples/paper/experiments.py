@@ -1,0 +1,202 @@
+"""What each table and figure of the paper consists of: rows, how each is trained, and who attacks it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from fixpatch.threats import AttackConfig, attack_named
+
+SPLITS = ("res_block_1", "res_block_2")  # the paper's places (table 8)
+LABELS = ("predicted", "true")  # the paper's way (method: attacks without labels), and the standard one
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How many images, and how long each defence is trained on them.
+
+    Attributes:
+        images: Training images, hold-out included; None for the 45,000 of the paper.
+        views: Augmented views of each, attacked once, where pairs are made on the base.
+        epochs: Of each training.
+        test: Test images; None for all.
+    """
+
+    images: int | None
+    views: int
+    epochs: int
+    test: int | None = 1000
+
+
+SCALES = {
+    "1pct": Scale(450, 3, 20),
+    "small": Scale(1000, 2, 15),
+    "10pct": Scale(4500, 2, 6),
+    "full": Scale(None, 1, 3, None),
+}
+TUNING_EPOCHS = 3
+# A third of each trainer's own default, the default, and three times it: the same number for every defence.
+RATES = {
+    "fixers": (1e-3, 3e-3, 1e-2),
+    "adversarial": (1e-4, 3e-4, 1e-3),
+    "drn": (1e-2, 3e-2, 1e-1),
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One defence.
+
+    Attributes:
+        name: In commands and file names.
+        title: In tables.
+        home: The experiment that it is kept under; other experiments show the same file.
+        trainer: `module.function` that trains it, or nothing for the base itself.
+        settings: Of that function, besides learning rate and epochs.
+        attack: Makes the training pairs.
+        labels: Which label that attack raises the loss of.
+        paper: Its row in the paper's table 1.
+    """
+
+    name: str
+    title: str
+    home: str = "table1"
+    trainer: str = "fixers.fit_fixers"
+    settings: dict[str, Any] = field(default_factory=dict)
+    attack: str = "autopgd"
+    labels: str = "true"
+    paper: str = ""
+
+    @property
+    def rates(self) -> tuple[float, ...]:
+        """Learning rates that are tried; none for the base."""
+        return RATES[self.trainer.partition(".")[0]] if self.trainer else ()
+
+    @property
+    def training_attack(self) -> AttackConfig:
+        """The attack that makes the pairs, with the paper's budget."""
+        return attack_named(self.attack, attack_labels=self.labels)
+
+
+WHOLE = "adversarial.fit_whole"
+FX_A = {"activation": "linear", "delta": 1.0, "distill_weight": 1.0}
+FX_B = {**FX_A, "distill_weight": 0.0}
+DENOISE = {**FX_B, "module": "denoise"}
+
+
+def _ablation_rows() -> list[Row]:
+    """Return what table 2 spans, without what table 1 has already (fx-a, fx-b) and without delta 0, the base."""
+    rows = []
+    for activation in ("linear", "tanh"):
+        for delta in (0.1, 1.0):
+            for weight in (0.0, 1.0):
+                own = {"activation": activation, "delta": delta, "distill_weight": weight}
+                if own not in (FX_A, FX_B):
+                    name = f"{activation}-{delta:g}-{weight:g}"
+                    rows.append(Row(name, f"({activation}, {delta:g}, {weight:g})", "ablation", settings=own))
+    return rows
+
+
+def _trained_on(attack: str) -> list[Row]:
+    """Return the defences of figure 6 that learn from pairs, trained on another attack than AutoPGD."""
+    return [
+        Row(f"fx-a-{attack}", f"fx-a on {attack}", "train-attack", settings=FX_A, attack=attack),
+        Row(f"adv-{attack}", f"adv train on {attack}", "train-attack", WHOLE, {"made_on": "base"}, attack),
+        Row(f"denoise-{attack}", f"denoise on {attack}", "train-attack", settings=DENOISE, attack=attack),
+    ]
+
+
+ROWS = {
+    row.name: row
+    for row in [
+        Row("base", "base", trainer="", paper="base"),
+        Row("fx-a", "fx-a", settings=FX_A, paper="fx-a"),
+        Row("fx-b", "fx-b (weight 0)", settings=FX_B, paper="fx-b"),
+        Row("adv", "adv train, pairs on the base", "table1", WHOLE, {"made_on": "base"}, paper="adv train"),
+        Row("adv-moving", "adv train, moving model", "table1", WHOLE, {"made_on": "moving"}, paper="adv train"),
+        Row("denoise", "denoise, base frozen", settings=DENOISE, paper="denoise"),
+        Row(
+            "denoise-beside",
+            "denoise, base trained beside",
+            "table1",
+            WHOLE,
+            {"made_on": "base", "module": "denoise"},
+            paper="denoise",
+        ),
+        Row("drn", "drn", trainer="drn.fit_drn", paper="drn"),
+        Row("fx-a-predicted", "fx-a, trained on predicted labels", settings=FX_A, labels="predicted", paper="fx-a"),
+        *_ablation_rows(),
+        *_trained_on("fgsm"),
+        *_trained_on("cw"),
+        Row("hist-base", "base", "hist", trainer="", paper=""),
+        Row("hist-fx-a", "fx-a", "hist", settings=FX_A),
+        Row("hist-fx-b", "fx-b", "hist", settings=FX_B),
+        Row("hist-adv", "adv train, pairs on the base", "hist", WHOLE, {"made_on": "base"}),
+    ]
+}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One part of a row's evaluation, kept as soon as it is finished.
+
+    Attributes:
+        attacker: `base` or `patched`.
+        attacks: Names, each under every label of `labels`.
+    """
+
+    attacker: str
+    attacks: tuple[str, ...]
+    labels: tuple[str, ...] = LABELS
+
+    @property
+    def configs(self) -> list[AttackConfig]:
+        """The attacks with their budgets."""
+        return [attack_named(name, attack_labels=labels) for labels in self.labels for name in self.attacks]
+
+
+STAGES = {
+    "base": Stage("base", ("autopgd", "fgsm")),
+    "patched": Stage("patched", ("autopgd",), ("true",)),
+    "cw": Stage("base", ("cw",)),
+    "others": Stage("base", ("autopgd-16", "pgd")),
+}
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One table or figure.
+
+    Attributes:
+        rows: Names, in the order in which they run.
+        scales: Where `--scale` is left out.
+        stages: What each row is attacked with.
+        shows: The part of the paper.
+    """
+
+    rows: tuple[str, ...]
+    scales: tuple[str, ...]
+    stages: tuple[str, ...]
+    shows: str
+
+
+TABLE1 = ("base", "fx-a", "fx-b", "adv", "adv-moving", "denoise", "denoise-beside", "drn", "fx-a-predicted")
+EXPERIMENTS = {
+    "table1": Experiment(TABLE1, ("small",), ("base", "patched"), "table 1 and figure 4"),
+    "ablation": Experiment(
+        ("base", "fx-a", "fx-b", *(row.name for row in _ablation_rows())), ("small",), ("base", "patched"), "figure 3"
+    ),
+    "data-size": Experiment(("base", "fx-a", "adv"), ("10pct", "1pct", "small"), ("base", "patched"), "figure 5"),
+    "train-attack": Experiment(
+        (
+            *("base", "drn", "fx-a", "adv", "denoise"),
+            *(row.name for attack in ("fgsm", "cw") for row in _trained_on(attack)),
+        ),
+        ("small",),
+        ("base", "cw", "patched"),
+        "figure 6",
+    ),
+    "hist": Experiment(
+        ("hist-base", "hist-fx-a", "hist-fx-b", "hist-adv"), ("small",), ("base", "patched"), "figure 7"
+    ),
+}
