@@ -150,15 +150,16 @@ def _gradient_in_jax(model: keras.Model, objective: Objective) -> Gradients:
     @jax.jit
     def compiled(weights: Any, x: Any, y: Any) -> Any:
         def total(x: Any) -> Any:
-            logits, _ = model.stateless_call(*weights, x, training=False)
+            logits, state = model.stateless_call(*weights, x, training=False)
             value = objective(logits, y)
-            return value.sum(), (value, logits)
+            return value.sum(), (value, logits, _seeds(model, state))
 
-        (_, (value, logits)), gradient = jax.value_and_grad(total, has_aux=True)(x)
-        return value, logits, gradient
+        (_, (value, logits, seeds)), gradient = jax.value_and_grad(total, has_aux=True)(x)
+        return (value, logits, gradient), seeds
 
     def run(x: Array, y: Array) -> Any:
-        answers = compiled(_weights_in_jax(model), _padded(x), _padded(y))
+        answers, seeds = compiled(_weights_in_jax(model), _padded(x), _padded(y))
+        _advance(model, seeds)
         return tuple(np.asarray(part)[: len(x)] for part in answers)
 
     return run
@@ -169,9 +170,30 @@ def _forward_in_jax(model: keras.Model) -> Scores:
 
     @jax.jit
     def compiled(weights: Any, x: Any) -> Any:
-        return model.stateless_call(*weights, x, training=False)[0]
+        logits, state = model.stateless_call(*weights, x, training=False)
+        return logits, _seeds(model, state)
 
-    return lambda x: np.asarray(compiled(_weights_in_jax(model), _padded(x)))[: len(x)]
+    def run(x: Array) -> Array:
+        logits, seeds = compiled(_weights_in_jax(model), _padded(x))
+        _advance(model, seeds)
+        return np.asarray(logits)[: len(x)]
+
+    return run
+
+
+def _seeds(model: keras.Model, state: list[Any]) -> list[Any]:
+    """Return what a pass made of the seeds of random layers; `state` is that of all non-trainable variables."""
+    return [value for variable, value in zip(model.non_trainable_variables, state, strict=True) if _is_seed(variable)]
+
+
+def _advance(model: keras.Model, seeds: list[Any]) -> None:
+    """Let the next pass draw anew: what is compiled in JAX changes no variable by itself."""
+    for variable, value in zip(filter(_is_seed, model.non_trainable_variables), seeds, strict=True):
+        variable.assign(value)
+
+
+def _is_seed(variable: Any) -> bool:
+    return variable.path.split("/")[-1] == "seed_generator_state"
 
 
 def _weights_in_jax(model: keras.Model) -> tuple[list[Any], list[Any]]:

@@ -45,6 +45,25 @@ def test_answers_are_those_of_the_formula(linear: keras.Model) -> None:
     assert np.allclose(forward(linear)(X), scores, atol=1e-5)
 
 
+class Noisy(keras.layers.Layer):
+    """Adds noise to its input, in inference too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seeds = keras.random.SeedGenerator(0)
+
+    def call(self, x: keras.KerasTensor) -> keras.KerasTensor:
+        return x + keras.random.normal(keras.ops.shape(x), seed=self.seeds)
+
+
+def test_a_random_model_draws_anew_in_every_pass() -> None:
+    vector = keras.Input((5,))
+    model = keras.Model(vector, keras.layers.Dense(3)(Noisy()(vector)))
+    scores, gradients = forward(model), value_and_gradient(model, cross_entropy)
+    found = [scores(X), scores(X), gradients(X, Y)[1], gradients(X, Y)[1]]
+    assert not any(np.allclose(one, other) for i, one in enumerate(found) for other in found[:i])
+
+
 @pytest.mark.skipif(keras.backend.backend() == "torch", reason="PyTorch runs eagerly: there is nothing to compile")
 def test_smaller_batches_compile_nothing_anew(linear: keras.Model) -> None:
     gradients, scores = value_and_gradient(linear, cross_entropy), forward(linear)
