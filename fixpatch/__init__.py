@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from fixpatch.models import Base as Base
     from fixpatch.models import as_base as as_base
     from fixpatch.models import load as load
+    from fixpatch.opponents import make_pairs as make_pairs
     from fixpatch.patches import Patch as Patch
     from fixpatch.patches import load_patch as load_patch
     from fixpatch.training import train as train
@@ -41,6 +42,7 @@ _HOMES = {
     "evaluate": "evaluation",
     "load": "models",
     "load_patch": "patches",
+    "make_pairs": "opponents",
     "train": "training",
 }
 
@@ -60,6 +62,7 @@ __all__ = [
     "evaluate",
     "load",
     "load_patch",
+    "make_pairs",
     "train",
 ]
 

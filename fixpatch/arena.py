@@ -11,10 +11,11 @@ import numpy as np
 
 from fixpatch.cache import Cache, Shelf
 from fixpatch.classifier import KerasClassifier
-from fixpatch.craft import Crafted, classify, craft_shards, to_model
+from fixpatch.craft import Crafted, craft_shards, to_model, view_shards
 from fixpatch.data import ImageSet
+from fixpatch.defences import Defence, defended_model
 from fixpatch.evidence import UNREST
-from fixpatch.models import Base, as_base
+from fixpatch.models import Base
 from fixpatch.patches import Patch
 from fixpatch.results import Listener
 from fixpatch.threats import AttackConfig
@@ -29,11 +30,12 @@ class Model:
     """One of the models that are judged.
 
     Attributes:
-        name: `base` or `patch`.
+        name: `base` or `patch`, the defended model, whatever defends it.
         identity: Of the whole model, fixers included.
         logits: Gives logits `(B, classes)`.
         judge: The estimator that scores: what crafting remembers, or took from the cache, never shapes a figure.
-        clean: Correctness on the clean images `(N,)`.
+        scores: Logits of the clean images `(N, classes)`.
+        clean: Which of them are right `(N,)`.
         unrest: Largest difference between the logits of five passes over the same images; 0 unless it is random.
     """
 
@@ -41,6 +43,7 @@ class Model:
     identity: str
     logits: keras.Model
     judge: KerasClassifier
+    scores: Array
     clean: Array
     unrest: float
 
@@ -53,6 +56,7 @@ class Target:
         made_on: `base`, `surrogate`, `base+surrogate` or `patched`.
         identity: Of the model; with attack, images and seed it names what the cache keeps.
         classifier: The estimator that the attack drives.
+        model: Name of the model in the arena that it is; None where it is none of them.
         settle: Images that are broken cost nothing more: right where the model that is attacked is the one that is
             judged, and too weak where images are to carry over to another.
     """
@@ -60,6 +64,7 @@ class Target:
     made_on: str
     identity: str
     classifier: KerasClassifier
+    model: str | None = None
     settle: bool = False
 
 
@@ -81,13 +86,18 @@ class Run:
     outside: int
     cached: int = 0
 
+    def few(self, rows: Array) -> Run:
+        """Return what it left of the images at `rows`; how many strayed or were cached is counted with the whole."""
+        return replace(self, right={name: right[rows] for name, right in self.right.items()}, outside=0, cached=0)
+
 
 @dataclass(frozen=True)
 class Arena:
-    """Base and patched model, the images and all that attacks on them share.
+    """Base and defended model, the images and all that attacks on them share.
 
     Attributes:
         base: With the input range that suits the images.
+        defence: What makes the defended model; None where the base is alone.
         models: By name: `base`, and `patch` where there is one.
         images: `N` of them.
         shelf: The run's own finished shards.
@@ -95,7 +105,7 @@ class Arena:
     """
 
     base: Base
-    patch: Patch | None
+    defence: Defence | None
     models: Mapping[str, Model]
     images: ImageSet
     seed: int = 0
@@ -105,16 +115,21 @@ class Arena:
     known: dict[str, Target] = field(default_factory=dict, repr=False, compare=False)
 
     @property
+    def patch(self) -> Patch | None:
+        """The patch, where it is one that defends: it has fixers, a recipe and a record of its training."""
+        return self.defence if isinstance(self.defence, Patch) else None
+
+    @property
     def defended(self) -> Model:
-        """The model whose robustness is in question: the patched one, else the base."""
+        """The model whose robustness is in question: the defended one, else the base."""
         return self.models.get("patch", self.models["base"])
 
     def target(self, name: str) -> Target:
-        """Return the base or the patched model (`patch`) as a target."""
+        """Return the base or the defended model (`patch`) as a target."""
         if name not in self.known:
             model, made_on = self.models[name], "patched" if name == "patch" else name
             attacked = self.classifier(model.logits, model.unrest)
-            self.known[name] = Target(made_on, model.identity, attacked, settle=name == "patch")
+            self.known[name] = Target(made_on, model.identity, attacked, name, settle=name == "patch")
         return self.known[name]
 
     def classifier(self, logits: keras.Model, unrest: float = 0.0, *, joint: bool = False) -> KerasClassifier:
@@ -124,11 +139,15 @@ class Arena:
 
     def few(self, rows: Array) -> Arena:
         """Return the same with only the images at `rows`."""
-        models = {name: replace(model, clean=model.clean[rows]) for name, model in self.models.items()}
+        models = {
+            name: replace(model, scores=model.scores[rows], clean=model.clean[rows])
+            for name, model in self.models.items()
+        }
         return replace(self, models=models, images=self.images.take(rows))
 
     def craft(self, target: Target, config: AttackConfig, seed: int | None = None) -> Iterator[Crafted]:
         """Yield the images with their adversarial versions, shard by shard."""
+        asked = target.model in self.models and target.classifier.samples == 1  # one pass of several proves nothing
         return craft_shards(
             target.classifier,
             config,
@@ -138,6 +157,7 @@ class Arena:
             cache=self.cache,
             seed=self.seed if seed is None else seed,
             settle=target.settle,
+            known=self.models[target.model].scores if target.model and asked else None,
             channels_first=self.base.channels_first,
             advance=self.listener.advance,
         )
@@ -155,28 +175,42 @@ class Arena:
         return Run(attacker, target.made_on, config, joined, outside, cached)
 
 
-def enter(base: Base, patch: Patch | None, images: ImageSet, **settings: Any) -> Arena:
+def enter(base: Base, defence: Defence | None, images: ImageSet, **settings: Any) -> Arena:
     """Build an arena: graft, judge both models on the clean images, and find out whether they answer at random.
 
     Args:
         settings: `seed`, `shelf`, `cache` and `listener` of `Arena`.
+
+    Raises:
+        ModelError, SettingError: See `defended_model`.
     """
     found = {"base": base}
-    if patch is not None:
-        found["patch"] = as_base(patch.apply(base), input_range=base.input_range)
+    if defence is not None:
+        found["patch"] = defended_model(base, defence)
     models = {}
     for name, model in found.items():
         judge = KerasClassifier(model.logits, input_range=base.input_range, lean=False)
-        clean = classify(judge, images, base.channels_first) == images.y
+        scores = _predict_clean(judge, images, base)
         unrest = measure_unrest(judge, images, base)
-        models[name] = Model(name, model.identity, model.logits, judge, clean, unrest)
-    return Arena(base, patch, models, images, **settings)
+        models[name] = Model(name, model.identity, model.logits, judge, scores, find_right(scores, images.y), unrest)
+    return Arena(base, defence, models, images, **settings)
 
 
 def judge_right(judge: KerasClassifier, x: Array, y: Array) -> Array:
-    """Return which images `(B, ...)` are right `(B,)`; none is whose scores are no numbers."""
-    scores = judge.predict(x)
+    """Return which images `(B, ...)` are right `(B,)`."""
+    return find_right(judge.predict(x), y)
+
+
+def find_right(scores: Array, y: Array) -> Array:
+    """Return which rows of scores `(B, classes)` are right `(B,)`; none is that are no numbers."""
     return np.isfinite(scores).all(1) & (scores.argmax(1) == y)
+
+
+def _predict_clean(judge: KerasClassifier, images: ImageSet, base: Base) -> Array:
+    """Return the logits of images as they are `(N, classes)`."""
+    shards = view_shards(images, base.input_range, channels_first=base.channels_first)
+    found = [judge.predict(shard.clean) for shard in shards]
+    return np.concatenate([np.zeros((0, judge.nb_classes), np.float32), *found])
 
 
 def measure_unrest(judge: KerasClassifier, images: ImageSet, base: Base) -> float:

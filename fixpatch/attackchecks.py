@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from fixpatch.evidence import NOT_PROBED, UNREST, Answer, Array, Evidence, images, sentence, share, slack
@@ -79,14 +81,16 @@ def stronger_breaks_more(evidence: Evidence) -> Answer:
         faults.append(f"{images(rise)} come back as eps grows")
     if (whole.low or 0) > chance:
         faults.append(f"with no bound on eps {per_cent(whole.value)} % stand")
+    least = math.floor(slack(probes.n)) + 1
     numbers: dict[str, float | None] = {
         **{"pgd": share(probes.pgd), "fgsm": share(probes.fgsm), "rise": rise / probes.n},
         **{"unbounded": whole.value, "chance": chance, "images": float(probes.n)},
+        **_resolution(least, probes.n),
     }
     if faults:
         return WARN, f"Of {images(probes.n)}: {'; '.join(faults)}.", numbers
     found = f"PGD breaks as much as FGSM or more, and so does more eps; with no bound {per_cent(whole.value)} % stand"
-    return PASS, f"{found}.", numbers
+    return PASS, f"{found}; {_seen_from(least, probes.n)}.", numbers
 
 
 def attack_has_converged(evidence: Evidence) -> Answer:
@@ -96,6 +100,9 @@ def attack_has_converged(evidence: Evidence) -> Answer:
         return OPEN, NOT_PROBED, {}
     at_first, longer, restarted = map(Rate.of, (probes.attacked, probes.longer, probes.restarted))
     numbers = {"attacked": at_first.value, "longer": longer.value, "restarted": restarted.value, "low": at_first.low}
+    standing = int(probes.attacked.sum())
+    least = math.floor(standing - (at_first.low or 0.0) * probes.n) + 1
+    numbers |= _resolution(least if standing else None, probes.n)
     found = (
         f"{per_cent(at_first.value)} % stand; {per_cent(longer.value)} % after twice the iterations, "
         f"{per_cent(restarted.value)} % after twice the restarts"
@@ -103,7 +110,27 @@ def attack_has_converged(evidence: Evidence) -> Answer:
     lowest = min(longer.value or 0.0, restarted.value or 0.0)
     if lowest < (at_first.low or 0.0):
         return WARN, f"{found}: below the interval, so the attack was cut short.", numbers
-    return PASS, f"{found}.", numbers
+    return PASS, f"{found}; {_seen_from(least, probes.n) if standing else 'nothing is left to drop'}.", numbers
+
+
+def _resolution(least: int | None, n: int) -> dict[str, float | None]:
+    """Return what so few images can show: the smallest difference that warns, and how much may escape them.
+
+    Args:
+        least: How many of `n` images have to differ; None where nothing could.
+
+    Returns:
+        `seen_from`: `least` as a share. `missed`: the largest share of all images that may well differ where one image
+        fewer does here, the upper end of its Wilson interval.
+    """
+    if least is None:
+        return {"images": float(n), "seen_from": None, "missed": None}
+    below = Rate.of(np.arange(n) < least - 1)
+    return {"images": float(n), "seen_from": least / n, "missed": below.high}
+
+
+def _seen_from(least: int, n: int) -> str:
+    return f"on {n:,} a difference is seen from {images(least)} ({per_cent(least / n)} %) on"
 
 
 def gradients_are_real(evidence: Evidence) -> Answer:

@@ -13,7 +13,7 @@ from fixpatch.config import RECIPE, build_recipe
 from fixpatch.endings import hold_to_bar, repeating, require_bar
 from fixpatch.loading import load_room
 from fixpatch.progress import progress
-from fixpatch.threats import NAMED_ATTACKS
+from fixpatch.threats import BUDGET, NAMED_ATTACKS
 
 
 def train(
@@ -34,6 +34,8 @@ def train(
     targets: opt.Targets = None,
     loss: opt.Loss = None,
     precision: opt.Precision = None,
+    module: opt.Module = None,
+    similarity: opt.Similarity = None,
     delta: opt.Delta = None,
     compression: opt.Compression = None,
     activation: opt.Activation = None,
@@ -134,7 +136,7 @@ def evaluate(
     as_csv: opt.Csv = False,
 ) -> None:
     """Measure base and patched model side by side, by attackers who know more and more, and check the figures."""
-    tuned = {name: value for name, value in locals().items() if name in opt.BUDGET}
+    tuned = {name: value for name, value in locals().items() if name in BUDGET}
     opt.require_one_form(json=as_json, csv=as_csv)
     attackers = opt.parse_names(",".join(attacker)) if attacker else None
     require_bar(fail_under, attackers, use_patch)
@@ -203,7 +205,7 @@ def craft(
     as_json: opt.Json = False,
 ) -> None:
     """Write adversarial versions of your images to a file, which --data and numpy read."""
-    budget = {name: value for name, value in locals().items() if name in opt.BUDGET}
+    budget = {name: value for name, value in locals().items() if name in BUDGET}
     source = opt.model_file(model, input_range, trust, imports)
     jobs = load_room("jobs", source)
     with progress(quiet) as listener:

@@ -26,6 +26,7 @@ def attack_images(
     seed: int = 0,
     view: int = 0,
     settle: bool = False,
+    known: Array | None = None,
 ) -> Array:
     """Attack every image that the model gets right, and return the strongest point found for each.
 
@@ -46,6 +47,7 @@ def attack_images(
         keys: Any bytes that name each image `(N, K)` uint8, such as its content hash.
         settle: Whether an image that is broken is done with: as many images are broken, in a fraction of the time, but
             those that are go no further over the boundary than chance will have it.
+        known: The exact model's logits for `x` `(N, classes)`, where they are known; None asks it.
 
     Returns:
         Images `(N, ...)` float32, each within eps of its own and inside the input range.
@@ -55,7 +57,7 @@ def attack_images(
     """
     x = np.asarray(x, np.float32)
     searcher = classifier.variant(config.loss, config.precision)
-    logits = searcher.exact.predict(x)
+    logits = searcher.exact.predict(x) if known is None else known
     predicted = logits.argmax(1)
     y = predicted if config.attack_labels == "predicted" else np.asarray(y)
     found = _Found(x.copy(), predicted == y, np.zeros(len(x), bool), np.full(len(x), -np.inf, np.float32))

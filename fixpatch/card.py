@@ -6,11 +6,11 @@ import json
 import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from fixpatch.errors import DataError
+from fixpatch.meaning import group_scores, list_attacks
 from fixpatch.results import Rate
 from fixpatch.scores import PASS, Evaluation, Score
 from fixpatch.wording import (
@@ -108,7 +108,8 @@ def _introduce(facts: Mapping[str, Any]) -> Iterator[str]:
     parameters = sum(split["parameters"] for split in splits)
     after = ", ".join(escaped(split["path"]) for split in splits)
     yield (
-        f"{len(splits)} small *fixer* module{'s' * (len(splits) > 1)} for one image classifier, grafted after {after}: "
+        f"{len(splits)} small *{facts['fixer']['module']}* module{'s' * (len(splits) > 1)} for one image classifier, "
+        f"grafted after {after}: "
         f"{parameters:,} parameters, {per_cent(parameters / max(1, base['parameters']))} % of the base's "
         f"{base['parameters']:,}. The base's own weights are neither in this file nor changed by it."
     )
@@ -150,7 +151,8 @@ def _describe_base(facts: Mapping[str, Any]) -> Iterator[str]:
 def _describe_data(facts: Mapping[str, Any]) -> Iterator[str]:
     data, names = facts["data"], facts["class_names"]
     yield (
-        f"The fixers were trained on {facts['images']:,} labelled images; {per_cent(data['holdout'])} % of what there "
+        f"The {facts['fixer']['module']} modules were trained on {facts['images']:,} labelled images; "
+        f"{per_cent(data['holdout'])} % of what there "
         f"was had been kept back. Each was augmented {data['views']} time{'s' * (data['views'] > 1)} "
         f"(preset `{data['augment']}`) and attacked."
     )
@@ -218,17 +220,14 @@ def _measured(evaluation: Evaluation | None) -> Iterator[str]:
     heads = ("attacker", "made on", "attack", "base", "patch", "patch, robust")
     yield from _table(heads, [*_score_rows(evaluation.scores), _worst_row(evaluation)])
     yield ""
-    for line in dict.fromkeys(describe_attack(**asdict(each)) for each in evaluation.scores if each.attacker != "none"):
+    for line in list_attacks(evaluation.scores):
         yield f"- {escaped(line)}"
     yield from _verdict(evaluation)
 
 
 def _score_rows(scores: Sequence[Score]) -> Iterator[Sequence[str]]:
-    rows: dict[tuple[str, str, str], dict[str, Score]] = {}
-    for score in scores:
-        key = score.attacker, score.made_on, describe_attack(**asdict(score))
-        rows.setdefault(key, {})[score.model] = score
-    for (attacker, made_on, _), found in rows.items():
+    rows = ((key, found) for key, group in group_scores(scores).items() for found in group.values())
+    for (attacker, made_on), found in rows:
         first = next(iter(found.values()))
         patch = found.get("patch", first)
         figures = [found["base"].accuracy if "base" in found else first.accuracy, patch.accuracy, patch.robust_accuracy]

@@ -60,8 +60,8 @@ def verdict(checks: Sequence[Check], attackers: Sequence[str], *, patched: bool 
 
 def _images_are_unseen(evidence: Evidence) -> Answer:
     """7: the patch was trained on none of the images."""
-    if not evidence.patched:
-        return OPEN, NO_PATCH, {}
+    if evidence.no_patch:
+        return OPEN, evidence.no_patch, {}
     if evidence.overlap is None:
         return OPEN, "The patch does not say which images it was trained on.", {}
     numbers = {"overlap": float(evidence.overlap), "images": float(evidence.worst.n)}
@@ -73,8 +73,8 @@ def _images_are_unseen(evidence: Evidence) -> Answer:
 def _nothing_is_the_base(evidence: Evidence) -> Answer:
     """8: with delta = 0 the patched model is the base."""
     faithful = evidence.probes.faithful if evidence.probes else None
-    if not evidence.patched or faithful is None:
-        return OPEN, NOT_PROBED if evidence.patched else NO_PATCH, {}
+    if faithful is None:
+        return OPEN, evidence.no_patch or NOT_PROBED, {}
     if evidence.unrest > UNREST:
         return OPEN, "The model's answers are random: no two passes can be compared.", {}
     if faithful:
@@ -101,7 +101,7 @@ def _attack_was_not_trained_on(evidence: Evidence) -> Answer:
     if not ran:
         return OPEN, "The patched model itself was not attacked.", {}
     if evidence.trained_with is None:
-        return OPEN, "The patch does not say which attacks it was trained with.", {}
+        return OPEN, evidence.no_patch or "The patch does not say which attacks it was trained with.", {}
     new = sorted(ran - {_kind(name) for name in evidence.trained_with})
     numbers = {"attacks": float(len(ran)), "new": float(len(new))}
     if new:

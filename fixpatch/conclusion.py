@@ -9,9 +9,9 @@ import numpy as np
 from fixpatch.arena import Arena, Run
 from fixpatch.checks import judge, verdict
 from fixpatch.data import ImageSet
+from fixpatch.defences import digest_of_defence
 from fixpatch.evidence import Evidence
 from fixpatch.patches import Patch
-from fixpatch.patchfile import digest_of
 from fixpatch.plan import Plan
 from fixpatch.probes import Probes
 from fixpatch.results import Rate
@@ -55,6 +55,7 @@ def conclude(
         overlap=count_overlap(patch, arena.images),
         rows=rows,
         trained_with=tuple(attack.name for attack in patch.manifest.attacks) if patch else None,
+        own=arena.defence is not None and patch is None,
     )
     checks = judge(evidence)
     return Evaluation(
@@ -64,7 +65,7 @@ def conclude(
         overlap=evidence.overlap,
         budget=plan.budget,
         base=arena.base.fingerprint,
-        patch=digest_of(patch.content) if patch else None,
+        patch=digest_of_defence(arena.defence),
         classes=arena.images.classes,
         attackers=plan.attackers,
         scores=scores,
@@ -73,8 +74,8 @@ def conclude(
         comparisons=tuple(_list_comparisons(arena, runs)),
         checks=checks,
         curves=probes.curves,
-        verdict=verdict(checks, plan.attackers, patched=patch is not None),
-        warnings=(*_warnings(scores, plan.attackers, patch, source), *plan.notes),
+        verdict=verdict(checks, plan.attackers, patched=arena.defence is not None),
+        warnings=(*_warnings(scores, plan.attackers, arena.defence is not None, source), *plan.notes),
         seconds=seconds,
         cached=cached,
         versions=versions(),
@@ -95,7 +96,7 @@ def _list_scores(arena: Arena, runs: Sequence[Run]) -> Iterator[Score]:
 
 
 def _list_comparisons(arena: Arena, runs: Sequence[Run]) -> Iterator[Comparison]:
-    if arena.patch is None:
+    if arena.defence is None:
         return
     yield compare({name: model.clean for name, model in arena.models.items()}, CLEAN)
     for run in runs:
@@ -109,9 +110,25 @@ def count_overlap(patch: Patch | None, images: ImageSet) -> int | None:
     return count_hashes(patch.content.hashes, images)
 
 
-def count_shared(some: ImageSet, others: ImageSet) -> int:
-    """Count the images of `others` that are among `some`, by content."""
-    return count_hashes(some.hashes(), others)
+def doubt_surrogate(arena: Arena, surrogate: Patch | ImageSet | None) -> Iterator[str]:
+    """Say why the surrogate may be stronger, or weaker, than that of an attacker who has base, splits and recipe.
+
+    Args:
+        surrogate: A second patch, or the images to train one on.
+    """
+    if surrogate is None:
+        return
+    hashes = surrogate.content.hashes if isinstance(surrogate, Patch) else surrogate.hashes()
+    shared = 0 if hashes is None else count_hashes(hashes, arena.images)
+    if shared:
+        yield f"the surrogate is trained on {shared:,} of these {len(arena.images):,} images: it may be too strong"
+    if isinstance(surrogate, Patch) and arena.patch is not None:
+        own, other = ([split.path for split in patch.manifest.splits] for patch in (arena.patch, surrogate))
+        if sorted(own) != sorted(other):
+            yield (
+                f"the surrogate sits after {', '.join(other)}, the patch after {', '.join(own)}: "
+                "an attacker who knows the splits may do better"
+            )
 
 
 def count_hashes(hashes: Array, images: ImageSet) -> int:
@@ -120,10 +137,10 @@ def count_hashes(hashes: Array, images: ImageSet) -> int:
     return sum(row.tobytes() in known for row in images.hashes())
 
 
-def _warnings(scores: Sequence[Score], attackers: Sequence[str], patch: Patch | None, source: str) -> tuple[str, ...]:
+def _warnings(scores: Sequence[Score], attackers: Sequence[str], defended: bool, source: str) -> tuple[str, ...]:
     """Return what no check says: whom the figures leave out, and which images they are of."""
     found = []
-    if patch is not None and "patched" not in attackers:
+    if defended and "patched" not in attackers:
         found.append(UNATTACKED)
     if source == "holdout":
         found.append("these images chose the patch's epoch: the figures are optimistic; pass --data with unseen images")

@@ -15,6 +15,7 @@ from fixpatch.threats import PRECISIONS, TUNED, AttackConfig, attack_named
 
 AUGMENTS = ("none", "shift", "cifar", "hist")
 TARGETS = ("natural", "same-input")
+SIMILARITIES = ("gaussian", "dot-product")
 TRAINERS = ("base", "patched")  # of `threats.ATTACKERS`, whom the pairs of a training can be made on
 # What `--attacker patched` does unless it is told otherwise: as many steps as 20 epochs of 3 views, each view once.
 MOVING: dict[str, Any] = {"views": 1, "epochs": 60, "patience": 15}
@@ -46,11 +47,32 @@ class ModelFile:
 
 
 @dataclass(frozen=True)
-class FixerConfig:
-    """The shape of the grafted modules (paper: equation 1, table 7).
+class ModuleKind:
+    """A module that can be grafted.
 
     Attributes:
+        settings: Which of those in `FixerConfig` shape it.
+        ranks: Of the features, batch axis included, that it takes.
+    """
+
+    settings: tuple[str, ...]
+    ranks: tuple[int, ...]
+
+
+MODULES = {
+    "fixer": ModuleKind(("delta", "compression", "activation", "final_relu", "initializer"), (2, 3, 4, 5)),
+    "denoise": ModuleKind(("delta", "similarity"), (3, 4, 5)),
+}
+
+
+@dataclass(frozen=True)
+class FixerConfig:
+    """The shape of the grafted modules: a setting that `module` does not have keeps its default (`MODULES`).
+
+    Attributes:
+        module: The paper's `fixer` (equation 1, table 7), or `denoise` (Xie et al. 2019).
         delta: Scale of the correction; 0 gives the base back.
+        similarity: By what positions are averaged: a softmax of their dot products, or these themselves.
         compression: The first convolution leaves 1 / `compression` of the channels.
         activation: Activation of the second convolution.
         final_relu: Whether a ReLU follows the sum: only where the features are proven non-negative (`auto`),
@@ -64,14 +86,36 @@ class FixerConfig:
     activation: str = "linear"
     final_relu: str = "auto"
     initializer: str = "zeros"
+    similarity: str = "gaussian"
 
     def __post_init__(self) -> None:
-        require_choice(self.module, ("fixer",), "--module")
+        require_choice(self.module, tuple(MODULES), "--module")
         require_choice(self.activation, ("linear", "tanh"), "--activation")
         require_choice(self.final_relu, ("auto", "always", "never"), "--final-relu")
         require_choice(self.initializer, ("zeros", "glorot_uniform"), "--initializer")
+        require_choice(self.similarity, SIMILARITIES, "--similarity")
         require_range(self.delta, 0, 1, "--delta")
         require_range(self.compression, 1, math.inf, "--compression")
+        require_read(self.module, [field.name for field in fields(self) if getattr(self, field.name) != field.default])
+
+
+def require_read(module: str, given: Iterable[str]) -> None:
+    """Check that every setting that is `given` shapes a `module`.
+
+    Raises:
+        SettingError: One has no meaning there.
+    """
+    own = MODULES[module].settings
+    for name in given:
+        if name not in ("module", *own):
+            raise SettingError(
+                f"{_flag(name)} means nothing to a {module} module.",
+                f"Leave it out; --module {module} has {', '.join(map(_flag, own))}.",
+            )
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 @dataclass(frozen=True)
@@ -208,6 +252,8 @@ def build_recipe(splits: Iterable[str], *, attack: str | Sequence[str] = "autopg
     for kind in (FixerConfig, DataConfig, TrainingConfig):
         own = {field.name: given.pop(field.name) for field in fields(kind) if field.name in given}
         parts.append(kind(**own))
+        if kind is FixerConfig:
+            require_read(parts[0].module, own)  # also where it is given as it is by default
     labels = given.pop("attack_labels", None)
     if given:
         name = next(iter(given))

@@ -127,7 +127,7 @@ def craft_pairs(
     images: ImageSet,
     *,
     fingerprint: str,
-    folder: Path,
+    folder: Path | None,
     cache: Cache | None = None,
     **settings: Any,
 ) -> Pairs:
@@ -136,13 +136,19 @@ def craft_pairs(
     Pairs that `cache` has are linked into `folder`: nothing that another process removes is lost to this run.
 
     Args:
+        folder: None keeps the pairs in memory.
         settings: `seed`, `settle`, `advance`, and those of `view_shards`.
     """
-    shelf = Shelf(folder)
+    shelf = Shelf(folder) if folder else None
     made = craft_shards(classifier, attack, images, fingerprint=fingerprint, shelf=shelf, cache=cache, **settings)
-    facts = [(shelf.path(shard.name), len(shard.y), len(shard.y) * shard.cached) for shard in made]
+    facts = [(_kept(shard, shelf), len(shard.y), len(shard.y) * shard.cached) for shard in made]
     shards, sizes, cached = zip(*facts, strict=True) if facts else ((), (), ())
     return Pairs(shards, sizes, np.tile(images.y, settings.get("views", 1)), sum(cached))
+
+
+def _kept(shard: Crafted, shelf: Shelf | None) -> Array | Path:
+    """Return where a shard lies, or the shard itself where that is in memory."""
+    return shelf.path(shard.name) if shelf else np.stack([shard.clean, shard.adversarial])
 
 
 def craft_shards(
@@ -155,6 +161,7 @@ def craft_shards(
     cache: Cache | None = None,
     seed: int = 0,
     settle: bool = False,
+    known: Array | None = None,
     advance: Callable[[int], None] = lambda done: None,
     **settings: Any,
 ) -> Iterator[Crafted]:
@@ -165,15 +172,19 @@ def craft_shards(
         fingerprint: Of the model under attack; with settings, images and seed it names a shard.
         shelf: The run's own: a shard is taken from there, else from the cache, else made, and then kept in both.
         settle: Whether images that are broken are done with (see `attack_images`).
+        known: What the exact model is known to answer to the images as they are, in one view `(N, classes)`.
         advance: Called with the number of images finished.
         settings: `preset`, `views`, `first` and `channels_first` of `view_shards`.
     """
-    attacks = (attack,) if isinstance(attack, AttackConfig) else attack
+    attacks, done = (attack,) if isinstance(attack, AttackConfig) else attack, 0
     for shard in view_shards(images, classifier.clip_values, seed=seed, **settings):
         turn = attacks[shard.view % len(attacks)]
         made_with = [fingerprint, _spent(turn), classifier.batch_size, seed, *_ways(classifier, settle)]
         name = _shard_name(made_with, classifier, shard)
-        both, cached = _finished(name, functools.partial(_pair, classifier, turn, shard, seed, settle), shelf, cache)
+        logits = None if known is None else known[done : done + len(shard.y)]
+        make = functools.partial(_pair, classifier, turn, shard, seed, settle, logits)
+        both, cached = _finished(name, make, shelf, cache)
+        done += len(shard.y)
         advance(len(shard.y))
         yield Crafted(name, both[0], both[1], shard.y, cached)
 
@@ -196,10 +207,12 @@ def _finished(name: str, make: Callable[[], Array], shelf: Shelf | None, cache: 
     return both, False
 
 
-def _pair(classifier: KerasClassifier, attack: AttackConfig, shard: Shard, seed: int, settle: bool) -> Array:
+def _pair(
+    classifier: KerasClassifier, attack: AttackConfig, shard: Shard, seed: int, settle: bool, known: Array | None
+) -> Array:
     classifier.forget()  # a shard is the same whichever others were made before it, or came from the cache
     found = attack_images(
-        attack, classifier, shard.clean, shard.y, shard.keys, seed=seed, view=shard.view, settle=settle
+        attack, classifier, shard.clean, shard.y, shard.keys, seed=seed, view=shard.view, settle=settle, known=known
     )
     return np.stack([shard.clean, found])
 

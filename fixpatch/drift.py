@@ -24,6 +24,7 @@ from fixpatch.holdout import stratify
 from fixpatch.losses import relative_square
 from fixpatch.mainline import list_stretches
 from fixpatch.models import Base
+from fixpatch.places import why_not
 from fixpatch.results import DriftFacts, LayerDrift, Listener, Rate
 from fixpatch.threats import AttackConfig
 from fixpatch.trunk import Tap
@@ -36,8 +37,8 @@ FIXERS = 2  # as in the paper
 WEAK = 0.2  # accuracy that an attack worth the name does not leave
 
 
-def auto_count(splits: Sequence[str], base: Base) -> int | None:
-    """Return how many fixers `--split auto[:N]` asks for; None where `splits` names layers.
+def auto_count(splits: Sequence[str], base: Base, module: str = "fixer") -> int | None:
+    """Return how many modules `--split auto[:N]` asks for; None where `splits` names layers.
 
     A layer that is really called `auto` is meant by its name; `auto:1` is never one.
 
@@ -59,7 +60,7 @@ def auto_count(splits: Sequence[str], base: Base) -> int | None:
         raise SettingError(
             f"--split is '{match[0]}'; after 'auto:' comes a whole number of at least 1.", "Write --split auto:2."
         )
-    _list_candidates(base, {place.path for place in base.layers if not place.reason}, count)
+    _list_candidates(base, {place.path for place in base.layers if not why_not(place, module)}, count)
     return count
 
 
@@ -187,7 +188,7 @@ def _keep(features: Any) -> Any:
 
 
 def choose_splits(base: Base, layers: Sequence[LayerDrift], count: int) -> tuple[str, ...]:
-    """Return the `count` places with the most drift per parameter of a fixer there, in forward order.
+    """Return the `count` places with the most drift per parameter of a module there, in forward order.
 
     Of layers that hold the same features, the one that drifts most stands for all (docs/choices.md).
 

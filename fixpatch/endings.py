@@ -1,10 +1,11 @@
-"""How every command ends: done, with one clear error, or interrupted."""
+"""How every command ends: done, with one clear error, interrupted, or by a fault of its own."""
 
 from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Sequence
+import traceback
+from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 import typer
@@ -19,6 +20,11 @@ from fixpatch.wording import per_cent
 DEBUG = "FIXPATCH_DEBUG"
 GROUPS = ("cache",)
 RESUMABLE = ("train", "eval")
+REFUSED, INTERRUPTED = 2, 130
+CRASHED = 70  # EX_SOFTWARE of BSD's sysexits.h; 1 is the answer of --fail-under
+# What shapes no figure: where pairs are kept on this machine, and how the run is shown.
+LOCAL = ("cache", "no_cache", "cache_cap", "tensorboard", "resume", "quiet", "verbose", "as_json", "as_csv")
+WRITES = ("out", "report", "save_model")
 
 NO_FIGURE = (
     "--fail-under needs a figure against the attacker patched, and nobody attacked the patched model.",
@@ -27,7 +33,7 @@ NO_FIGURE = (
 
 
 class Commands(TyperGroup):
-    """Ends every command with one clear error and exit code 2, or with 130 when interrupted."""
+    """Ends every command with one clear error: exit code 2, 130 when interrupted, 70 for a fault of fixpatch's own."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Keep the whole line, which an error and an interruption refer to."""
@@ -40,28 +46,43 @@ class Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except FixpatchError as error:
-            if os.environ.get(DEBUG):
-                raise
-            _refuse(ctx, line, error)
+            _end(ctx, line, error, REFUSED, error)
         except KeyboardInterrupt:
             console.show_interrupted(line if ctx.invoked_subcommand in RESUMABLE else [])
-            raise typer.Exit(130) from None
-        except Exception as error:  # a fault in the line itself is Click's, which Typer vendors
-            if getattr(error, "exit_code", None) != 2 or not hasattr(error, "format_message") or "--json" not in line:
+            raise typer.Exit(INTERRUPTED) from None
+        except Exception as error:
+            if isinstance(error, BrokenPipeError):  # whoever read the output has gone: Click ends in silence
+                raise
+            if not hasattr(error, "exit_code"):
+                _crash(ctx, line, error)
+            # A fault in the line itself is Click's, which Typer vendors, and so is a command's own exit.
+            if error.exit_code != REFUSED or not hasattr(error, "format_message") or "--json" not in line:
                 raise
             hint = f"`fixpatch {_command(ctx, line)} --help` lists the options.".replace("  ", " ")
-            _refuse(ctx, line, SettingError(error.format_message(), hint))
+            _end(ctx, line, SettingError(error.format_message(), hint), REFUSED, error)
         finally:
             quarantine.dismiss()
 
 
-def _refuse(ctx: typer.Context, line: Sequence[str], error: FixpatchError) -> NoReturn:
+def _crash(ctx: typer.Context, line: Sequence[str], error: Exception) -> NoReturn:
+    """End on what fixpatch does not know how to explain."""
+    reason = (str(error).strip() or "no message").splitlines()[0]
+    hint = f"This is a fault of fixpatch or of a library; {DEBUG}=1 shows where it happened."
+    unknown = FixpatchError(f"fixpatch failed with {type(error).__name__}: {reason}", hint)
+    _end(ctx, line, unknown, CRASHED, error)
+
+
+def _end(ctx: typer.Context, line: Sequence[str], error: FixpatchError, code: int, cause: Exception) -> NoReturn:
+    """Say `error` in the form that was asked for, and, to those who ask, where its cause happened."""
+    if os.environ.get(DEBUG):
+        traceback.print_exception(cause)
     if "--json" in line:
-        fault = {"kind": type(error).__name__, "message": error.message, "hint": error.hint}
+        known = cause if isinstance(cause, FixpatchError) or code == CRASHED else error
+        fault = {"kind": type(known).__name__, "message": error.message, "hint": error.hint}
         console.show_json(_command(ctx, line), __version__, {"error": fault})
     else:
         console.show_error(error)
-    raise typer.Exit(2) from None
+    raise typer.Exit(code) from None
 
 
 def _command(ctx: typer.Context, line: Sequence[str]) -> str:
@@ -71,8 +92,37 @@ def _command(ctx: typer.Context, line: Sequence[str]) -> str:
 
 
 def repeating(ctx: typer.Context) -> str:
-    """Return the command line that does again what this one does, from the start."""
-    return shlex.join(["fixpatch", *(word for word in ctx.meta["line"] if word != "--resume")])
+    """Return the command line that does again what this one does, from the start, wherever it is typed.
+
+    What variables and `fixpatch.toml` set is written out, and `--force` where there are files to replace by then.
+    """
+    name, *words = (word for word in ctx.meta["line"] if word != "--resume")
+    model, flags = _settings_elsewhere(ctx)
+    writes = any(ctx.params.get(each) for each in WRITES) and not ctx.params.get("force")
+    return shlex.join(["fixpatch", name, *model, *words, *flags, *["--force"] * writes])
+
+
+def _settings_elsewhere(ctx: typer.Context) -> tuple[list[str], list[str]]:
+    """Return the arguments, and the flags, that say what the environment and the settings file said."""
+    arguments: list[str] = []
+    flags: list[str] = []
+    for option in ctx.command.params:
+        source = ctx.get_parameter_source(option.name or "")
+        if option.name in LOCAL or source is None or source.name not in ("ENVIRONMENT", "DEFAULT_MAP"):
+            continue
+        (flags if option.param_type_name == "option" else arguments).extend(_as_typed(option, ctx.params[option.name]))
+    return arguments, flags
+
+
+def _as_typed(option: Any, value: Any) -> Iterator[str]:
+    """Yield the words that set `option` to `value`."""
+    if option.param_type_name == "argument":
+        yield str(value)
+    elif isinstance(value, bool):
+        yield from (option.opts if value else option.secondary_opts)[:1]
+    else:
+        for each in value if isinstance(value, (list, tuple)) else (value,):
+            yield from (option.opts[0], str(each))
 
 
 def require_bar(bar: float | None, attackers: Sequence[str] | None, patched: bool) -> None:

@@ -95,10 +95,9 @@ class Reporter(keras.callbacks.Callback):
 
 
 def epoch_facts(epoch: int, row: Mapping[str, float]) -> EpochFacts:
-    """Turn Keras' logs into facts; epochs count from 1 for people."""
-    return EpochFacts(
-        epoch + 1, row["loss"], row["distill"], row["clean"], row["robust"], row.get("val_clean"), row.get("val_robust")
-    )
+    """Turn Keras' logs into facts; epochs count from 1 for people. A training without distillation logs none."""
+    held_out = row.get("val_clean"), row.get("val_robust")
+    return EpochFacts(epoch + 1, row["loss"], row.get("distill", 0.0), row["clean"], row["robust"], *held_out)
 
 
 def build_callbacks(

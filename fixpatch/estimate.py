@@ -21,23 +21,38 @@ GRADIENTS = {"cw": 2.0, "deepfool": 2.0}
 def estimate_seconds(arena: Arena, plan: Plan, targets: Mapping[str, Target], probed: int) -> tuple[float, float]:
     """Return how many seconds the plan takes at least and at most, if nothing is cached.
 
-    What is made on the base, or on a surrogate, always takes all of its steps. On the model that is judged an image is
-    done with once it is broken: at the least all are, at once.
-
     Args:
         probed: Gradients of single images that the checks need at most.
     """
-    gradient, forward = _time_batches(arena, targets[plan.steps[0].made_on])
-    least, most = AT_ONCE * gradient * probed, gradient * probed
-    for step in plan.steps:
-        config, runs = step.config, max(1, step.config.restarts) * max(1, step.config.targets)
-        outputs_only = config.name in ("square", "noise")
-        each = forward if outputs_only else gradient * GRADIENTS.get(config.name, 1.0)
-        whole = len(arena.images) * each * config.steps * runs
-        judging = len(arena.images) * forward * (1 + len(arena.models))
-        early = outputs_only or targets[step.made_on].settle
-        least, most = least + judging + whole * (AT_ONCE if early else 1), most + judging + whole
+    timed = targets[plan.steps[0].made_on]
+    gradient, forward = (seconds / timed.classifier.samples for seconds in _time_batches(arena, timed))
+    least, most = (
+        gradient * gradients + forward * forwards for gradients, forwards in count_passes(arena, plan, targets, probed)
+    )
     return least, most
+
+
+def count_passes(
+    arena: Arena, plan: Plan, targets: Mapping[str, Target], probed: int
+) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Return how many gradients and how many forward passes of single images the plan needs: at least, and at most.
+
+    What is made on the base, or on a surrogate, always takes all of its steps. On the model that is judged an image is
+    done with once it is broken: at the least all are, at once. A model with random answers takes several passes each.
+    """
+    most, least = [0.0, 0.0], [0.0, 0.0]
+    most[0] = probed * arena.target(arena.defended.name).classifier.samples
+    least[0] = AT_ONCE * most[0]
+    for step in plan.steps:
+        config, target = step.config, targets[step.made_on]
+        runs = max(1, config.restarts) * max(1, config.targets) * target.classifier.samples
+        kind = int(config.name in ("square", "noise"))
+        whole = len(arena.images) * config.steps * runs * GRADIENTS.get(config.name, 1.0)
+        judging = len(arena.images) * (1 + len(arena.models))
+        most[kind] += whole
+        least[kind] += whole * (AT_ONCE if kind or target.settle else 1)
+        most[1], least[1] = most[1] + judging, least[1] + judging
+    return (least[0], least[1]), (most[0], most[1])
 
 
 def say_estimate(arena: Arena, plan: Plan, targets: Mapping[str, Target], probed: int) -> None:

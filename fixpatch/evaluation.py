@@ -5,21 +5,25 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from fixpatch.arena import Arena, Target, enter
+import numpy as np
+
+from fixpatch.arena import Arena, Run, Target, enter
 from fixpatch.basecheck import measure_base, read_images, suit_recorded
 from fixpatch.cache import Cache, Shelf, open_cache
 from fixpatch.clock import timed
-from fixpatch.conclusion import conclude, count_shared
+from fixpatch.conclusion import conclude, doubt_surrogate
 from fixpatch.data import ImageSet
+from fixpatch.defences import Defence, suit_defence
+from fixpatch.errors import SettingError
 from fixpatch.estimate import say_estimate
 from fixpatch.holdout import stratify
 from fixpatch.inputs import attack_for
 from fixpatch.models import Base
-from fixpatch.patches import Patch, suit_base
+from fixpatch.patches import Patch
 from fixpatch.patchfile import digest_of
 from fixpatch.plan import Plan, make_plan, name_attacks, require_attackers
 from fixpatch.probes import measure_probes
@@ -34,7 +38,7 @@ from fixpatch.variations import probe_config, probe_cost, probe_runs
 
 def evaluate(
     base: Base,
-    patch: Patch | None,
+    defence: Defence | None,
     data: str | Path | ImageSet,
     *,
     attacks: Sequence[str | AttackConfig] | None = None,
@@ -47,10 +51,12 @@ def evaluate(
     cache: Cache | str | Path | bool = True,
     listener: Listener | None = None,
 ) -> Evaluation:
-    """Attack base and patched model, score both on the same images, and check whether the figures can be believed.
+    """Attack base and defended model, score both on the same images, and check whether the figures can be believed.
 
     Args:
-        patch: The patch, or None for the base alone.
+        defence: The patch; or any other classifier of the same images and classes that stands for the defended model,
+            such as an adversarially trained one (`as_base(model, input_range=...)`); or None for the base alone.
+            Attacker `base` attacks the base, `patched` the defended model, and the rows of either are called `patch`.
         data: A folder with a folder per class, an npz file, or images in memory.
         attacks: Names of attacks, or attacks with their budgets; None takes those of `budget`.
         attackers: Some of `threats.ATTACKERS`; None takes those of `budget`.
@@ -61,12 +67,16 @@ def evaluate(
 
     Raises:
         PatchError: The patch was made for another base.
-        SettingError: An unknown attack, attacker or budget, an attacker that needs a patch without one, or
-            `surrogate` with neither a second patch nor images.
+        ModelError: The defended model takes other images than the base, or knows other classes.
+        SettingError: An unknown attack, attacker or budget, an attacker that needs a patch without one, `surrogate`
+            with neither a second patch nor images, or a defended model with another input range.
     """
+    own = isinstance(defence, Base)
+    if own and surrogate is not None:
+        raise SettingError("A surrogate trains a patch of its own, and what defends here is no patch.", "Leave it out.")
     if attackers is not None:
-        require_attackers(attackers, patched=patch is not None, surrogate=surrogate is not None)
-    arena = open_arena(base, patch, data, classes=classes, limit=limit, seed=seed, cache=cache, listener=listener)
+        require_attackers(attackers, patched=defence is not None, surrogate=surrogate is not None, own=own)
+    arena = open_arena(base, defence, data, classes=classes, limit=limit, seed=seed, cache=cache, listener=listener)
     plan = choose_plan(arena, attacks, attackers, budget, surrogate is not None, {})
     if isinstance(surrogate, (str, Path)):
         surrogate = read_images(arena.base, surrogate, classes=classes)
@@ -76,7 +86,7 @@ def evaluate(
 
 def open_arena(
     base: Base,
-    patch: Patch | None,
+    defence: Defence | None,
     data: str | Path | ImageSet,
     *,
     classes: Sequence[str] | None = None,
@@ -90,16 +100,17 @@ def open_arena(
     listener = listener or Listener()
     if not isinstance(data, ImageSet):
         base = suit_recorded(base, Path(data))
-    if patch is not None:
-        base = suit_base(base, patch.manifest)
-        classes = classes or patch.manifest.class_names or None
+    if defence is not None:
+        base = suit_defence(base, defence)
+    if isinstance(defence, Patch):
+        classes = classes or defence.manifest.class_names or None
     if not isinstance(data, ImageSet):
         data = read_images(base, data, classes=classes, limit=limit, seed=seed)
     elif limit is not None:
         data = data.take(stratify(data.y, limit, seed))
     base = measure_base(base, data)
     kept = open_cache(cache, say=listener.say)
-    return enter(base, patch, data, seed=seed, shelf=shelf, cache=kept, listener=listener)
+    return enter(base, defence, data, seed=seed, shelf=shelf, cache=kept, listener=listener)
 
 
 def choose_plan(
@@ -126,8 +137,9 @@ def choose_plan(
     return make_plan(
         *(budget, configs, attackers),
         classes=arena.base.classes,
-        patched=patch is not None,
+        patched=arena.defence is not None,
         surrogate=surrogate,
+        own=arena.defence is not None and patch is None,
         square=not configs or square_fits(height, width, configs[0].norm),
     )
 
@@ -165,6 +177,8 @@ def evaluate_arena(
     """
     seconds: dict[str, float] = {}
     listener, count = arena.listener, len(arena.images) * len(plan.steps)
+    if "surrogate" in plan.attackers:
+        plan = replace(plan, notes=(*plan.notes, *doubt_surrogate(arena, surrogate)))
     for note in plan.notes:
         listener.say(f"note: {note}")
     with timed(seconds, "preparing"):
@@ -173,14 +187,14 @@ def evaluate_arena(
         rows = stratify(arena.images.y, plan.probes, arena.seed)
         probed = arena.few(rows)
         lead = probe_config([step.config for step in plan.steps])
-        wanted = {"thorough": plan.thorough, "patched": arena.patch is not None}
+        wanted = {"thorough": plan.thorough, "patched": arena.defence is not None}
         say_estimate(arena, plan, targets, probe_cost(lead, len(probed.images), **wanted))
     with timed(seconds, "attacking"):
         listener.stage("attacking", count)
         runs = tuple(arena.attack(step.attacker, targets[step.made_on], step.config) for step in plan.steps)
     with timed(seconds, "checking"):
         listener.stage("checking", probe_runs(lead, len(probed.images), **wanted))
-        probes = measure_probes(probed, lead, thorough=plan.thorough)
+        probes = measure_probes(probed, lead, thorough=plan.thorough, known=_already_made(arena, runs, lead, rows))
     cached = sum(run.cached for run in runs)
     if cached:
         listener.say(f"note: {cached:,} of {count:,} adversarial images came from the cache")
@@ -196,15 +210,19 @@ def _find_surrogate(
         return None
     if not isinstance(surrogate, ImageSet):
         return surrogate
-    shared = count_shared(surrogate, arena.images)
-    if shared:
-        arena.listener.say(f"warning: the surrogate trains on {shared:,} of the images of this evaluation")
     return train_surrogate(
         *(arena.base, arena.patch, surrogate, folder / "surrogate"),
         resume=resume,
         cache=arena.cache,
         listener=arena.listener,
     )
+
+
+def _already_made(arena: Arena, runs: Sequence[Run], config: AttackConfig, rows: np.ndarray) -> Run | None:
+    """Return what the white box's own run of `config` left of the images at `rows`; None where it made none."""
+    white_box = "patched" if arena.defence else "base"
+    made = (run for run in runs if (run.attacker, run.made_on, run.config) == (white_box, white_box, config))
+    return next((run.few(rows) for run in made), None)
 
 
 def _build_targets(arena: Arena, plan: Plan, rival: Patch | None) -> dict[str, Target]:

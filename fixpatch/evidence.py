@@ -20,6 +20,7 @@ Answer = tuple[str, str, Mapping[str, float | None]]  # verdict, finding, number
 SLACK = 0.002  # of the images is rounding, or luck; one image always is
 UNREST = 1e-4  # between the logits of two passes: far above what kernels round, far below any noise of use
 NO_PATCH = "There is no patch."
+OWN_MODEL = "What defends is a classifier of its own: no fixers to switch off, no record of its training."
 NOT_PROBED = "No probes were run."
 
 
@@ -28,7 +29,7 @@ class Evidence:
     """What is judged.
 
     Attributes:
-        clean: By model name, which clean images it gets right `(N,)`; `patch` is there where a patch is judged.
+        clean: By model name, which clean images it gets right `(N,)`; `patch` is there unless the base is alone.
         runs: What every attack of every attacker left, on the same images.
         worst: The headline.
         classes: Of the model: chance is one of them.
@@ -37,6 +38,7 @@ class Evidence:
         overlap: Images that the patch was trained on; None where it does not say.
         trained_with: Names of the attacks that training used; None where the patch does not say.
         rows: Which of all images the probes saw `(n,)`.
+        own: Whether what defends is a classifier of its own, of which no question about a patch can be asked.
     """
 
     clean: Mapping[str, Array]
@@ -48,11 +50,17 @@ class Evidence:
     overlap: int | None = None
     trained_with: tuple[str, ...] | None = None
     rows: Array | None = None
+    own: bool = False
 
     @property
     def patched(self) -> bool:
-        """Whether a patch is judged, and not the base alone."""
+        """Whether a defended model is judged, and not the base alone."""
         return "patch" in self.clean
+
+    @property
+    def no_patch(self) -> str:
+        """Why nothing can be asked about a patch; empty where there is one."""
+        return NO_PATCH if not self.patched else OWN_MODEL if self.own else ""
 
     @property
     def judged(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import keras
@@ -51,5 +52,10 @@ def warn_about(figures: Figures) -> tuple[str, ...]:
 
 
 def count_parameters(modules: Mapping[str, keras.Model]) -> int:
-    """Return how many weights the modules have together."""
+    """Return how many weights the modules have together, statistics that are not trained included."""
     return sum(int(module.count_params()) for module in modules.values())
+
+
+def count_trainable(modules: Mapping[str, keras.Model]) -> int:
+    """Return how many of the modules' weights training moves by gradients."""
+    return sum(math.prod(weight.shape) for module in modules.values() for weight in module.trainable_weights)

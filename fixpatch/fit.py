@@ -33,7 +33,10 @@ Outcome = tuple[tuple[EpochFacts, ...], int]
 # Measured: docs/choices.md.
 WARMUP = 0.05  # share of the steps
 CLIP = 1.0  # global norm
-AVERAGE = 0.95  # momentum of the weights' moving average
+# Momentum of the weights' moving average. The statistics of a denoise module have the same (`fixers.MOMENTUM`): so both
+# look back over the same steps, and nothing is computed anew: on the digits the means are within 0.04 standard
+# deviations of those of the averaged weights over all training pairs, and accuracy differs by an image or a few of 400.
+AVERAGE = 0.95
 
 
 class InOrder(keras.utils.PyDataset):

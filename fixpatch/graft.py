@@ -15,7 +15,7 @@ from fixpatch.fixers import FIXERS, final_relu
 from fixpatch.graph import as_functional, is_graph
 from fixpatch.manifest import SplitFacts, expected_shapes
 from fixpatch.models import Base
-from fixpatch.places import Place
+from fixpatch.places import Place, why_not
 from fixpatch.results import LayerFacts, ModelFacts
 
 Modules = Mapping[str, Callable[[Any], Any]]
@@ -100,7 +100,7 @@ def frozen(model: keras.Model) -> Iterator[None]:
 
 
 def split_facts(place: Place, config: FixerConfig) -> SplitFacts:
-    """Describe the fixer at `place` for the patch file."""
+    """Describe the module at `place` for the patch file."""
     return SplitFacts(
         path=place.path,
         shape=place.shape,
@@ -113,7 +113,7 @@ def split_facts(place: Place, config: FixerConfig) -> SplitFacts:
 
 
 def survey(base: Base, config: FixerConfig | None = None) -> ModelFacts:
-    """Return the facts of a model, with each layer and what a fixer there would cost."""
+    """Return the facts of a model, with each layer and what a module of that kind there would cost."""
     config = config or FixerConfig()
     return ModelFacts(
         classes=base.classes,
@@ -125,6 +125,7 @@ def survey(base: Base, config: FixerConfig | None = None) -> ModelFacts:
         head=base.head,
         parameters=base.parameters,
         fingerprint=base.fingerprint,
+        module=config.module,
         layers=tuple(_layer_facts(place, config, base.parameters) for place in base.layers),
     )
 
@@ -136,9 +137,9 @@ def _main_policy(base: Base) -> str:
 
 
 def _layer_facts(place: Place, config: FixerConfig, total: int) -> LayerFacts:
-    cost = None
-    if not place.reason:
-        shapes = expected_shapes(split_facts(place, config), config.compression)
+    cost, reason = None, why_not(place, config.module)
+    if not reason:
+        shapes = expected_shapes(split_facts(place, config), config)
         cost = sum(prod(shape) for shape in shapes.values())
     share = cost / total if cost is not None and total else None
-    return LayerFacts(place.path, place.kind, place.shape, place.non_negative, cost, share, place.reason)
+    return LayerFacts(place.path, place.kind, place.shape, place.non_negative, cost, share, reason)

@@ -15,7 +15,7 @@ from typing import Any
 from fixpatch.arena import Arena
 from fixpatch.basecheck import measure_base, suit_recorded
 from fixpatch.cache import Cache, Shelf, open_cache
-from fixpatch.config import ModelFile, Recipe
+from fixpatch.config import FixerConfig, ModelFile, Recipe
 from fixpatch.data import ImageSet
 from fixpatch.drift import IMAGES, measure_drift
 from fixpatch.errors import DataError, SettingError
@@ -51,6 +51,7 @@ def inspect_images(
     attack: str = "autopgd",
     *,
     budget: dict[str, Any] | None = None,
+    fixer: FixerConfig | None = None,
     seed: int = 0,
     cache: Cache | None = None,
     listener: Listener | None = None,
@@ -67,8 +68,10 @@ def inspect_images(
     few = replace(images, limit=images.limit or IMAGES)
     loaded = load_for(base, few, seed, images.classes, listener)
     base = measure_base(base, loaded)
-    drift = measure_drift(base, loaded, config, limit=len(loaded), seed=seed, cache=cache, listener=listener)
-    return survey(base), drift
+    drift = measure_drift(
+        base, loaded, config, limit=len(loaded), fixer=fixer, seed=seed, cache=cache, listener=listener
+    )
+    return survey(base, fixer), drift
 
 
 def train_files(
@@ -104,7 +107,7 @@ def train_files(
     require_free(note_path(out), force=True)
     _require_data(images)
     base = load_file(model)
-    require_splits(base, recipe.splits)
+    require_splits(base, recipe)
     loaded = load_for(base, images, recipe.training.seed, images.classes, listener)
     with state_beside(out) as state:
         patch = train_recipe(

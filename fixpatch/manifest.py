@@ -8,20 +8,25 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from fixpatch.config import DataConfig, FixerConfig, TrainingConfig
+from fixpatch.config import MODULES, DataConfig, FixerConfig, TrainingConfig
 from fixpatch.results import Rate
 from fixpatch.threats import AttackConfig
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
-SCHEMA = 3
+SCHEMA = 4
 # Keys that came later, by the schema that brought them: a file of an older one has none of them, and means the default.
 # By the part of the manifest that holds them; "" is the manifest itself.
 ADDED: dict[int, dict[str, tuple[str, ...]]] = {
     2: {"attack": ("loss", "precision"), "training": ("precision",)},
     3: {"attack": ("targets",), "training": ("attacker",), "": ("more_attacks",)},
+    4: {"fixer": ("similarity",)},
 }
+
+
+# The one variable that is no free number: its root is divided by.
+NOT_NEGATIVE = "norm/moving_variance"
 
 
 def require(holds: bool, fault: str) -> None:
@@ -32,7 +37,7 @@ def require(holds: bool, fault: str) -> None:
 
 @dataclass(frozen=True)
 class SplitFacts:
-    """The features after which one fixer sits.
+    """The features after which one module sits.
 
     Attributes:
         path: `outer/inner/layer` for nested models.
@@ -41,7 +46,7 @@ class SplitFacts:
         channels_axis: Axis of the channels, counted with the batch axis; negative counts from the end.
         data_format: `channels_first` or `channels_last`.
         dtype_policy: Name of the layer's Keras dtype policy, such as `mixed_float16`.
-        final_relu: Whether this fixer ends in a ReLU.
+        final_relu: Whether this module ends in a ReLU.
     """
 
     path: str
@@ -147,6 +152,11 @@ class Manifest:
         paths = [split.path for split in self.splits]
         require(bool(paths), "splits is empty; expected at least one")
         require(len(set(paths)) == len(paths), f"splits name a layer twice: {paths}")
+        module, kind = self.fixer.module, MODULES[self.fixer.module]
+        for split in self.splits:
+            require(split.rank in kind.ranks, f"rank is {split.rank}; a {module} takes {kind.ranks}")
+            fits = not split.final_relu or "final_relu" in kind.settings
+            require(fits, f"final_relu is {split.final_relu}; a {module} has no ReLU")
         named = len(self.class_names)
         require(named in (0, self.base.classes), f"class_names has {named} names for {self.base.classes} classes")
         low, high = self.input_range
@@ -159,13 +169,27 @@ class Manifest:
         return (self.attack, *self.more_attacks)
 
 
-def expected_shapes(split: SplitFacts, compression: int) -> dict[str, tuple[int, ...]]:
-    """Return the shape of every variable of the fixer at `split`, per `layer/variable`.
+Shapes = dict[str, tuple[int, ...]]
 
-    `down` is a 1x1 convolution from C to C / compression channels, `up` a 3x3 one back (paper: table 7); on
-    features of rank 2 and 3 both see one position only.
+
+def expected_shapes(split: SplitFacts, config: FixerConfig) -> Shapes:
+    """Return the shape of every variable of the module at `split`, trained or not, per `layer/variable`."""
+    return {"fixer": _fixer_shapes, "denoise": _denoise_shapes}[config.module](split, config)
+
+
+def _denoise_shapes(split: SplitFacts, config: FixerConfig) -> Shapes:
+    """`conv` is a 1x1 convolution without a bias, `norm` a BatchNormalization."""
+    wide = split.channels
+    norm = dict.fromkeys(("norm/beta", "norm/gamma", "norm/moving_mean", NOT_NEGATIVE), (wide,))
+    return {"conv/kernel": (*(1,) * (split.rank - 2), wide, wide), **norm}
+
+
+def _fixer_shapes(split: SplitFacts, config: FixerConfig) -> Shapes:
+    """`down` is a 1x1 convolution from C to C / compression channels, `up` a 3x3 one back (paper: table 7).
+
+    On features of rank 2 and 3 both see one position only.
     """
-    wide, narrow = split.channels, max(1, split.channels // compression)
+    wide, narrow = split.channels, max(1, split.channels // config.compression)
     axes = split.rank - 2
     window = (3,) * axes if axes > 1 else (1,) * axes
     return {

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 
 from fixpatch.results import Rate
 from fixpatch.scores import OPEN, PASS, WARN, Evaluation, Score
-from fixpatch.wording import name_balls, per_cent
+from fixpatch.wording import describe_attack, name_balls, per_cent
 
 # What an attacker has who attacks a patched model, and who attacks a base alone.
 HAS = {
@@ -22,6 +23,23 @@ HAS_BASE = {**HAS, "base": "has it"}
 def is_established(result: Evaluation) -> bool:
     """Tell whether the model whose robustness is in question was itself attacked."""
     return result.patch is None or "patched" in result.attackers
+
+
+Rows = dict[str, dict[str, Score]]
+
+
+def group_scores(scores: Sequence[Score]) -> dict[tuple[str, str], Rows]:
+    """Return by attacker and model attacked the rows of the table: for each attack, every model's score."""
+    groups: dict[tuple[str, str], Rows] = {}
+    for score in scores:
+        attack = describe_attack(**asdict(score))
+        groups.setdefault((score.attacker, score.made_on), {}).setdefault(attack, {})[score.model] = score
+    return groups
+
+
+def list_attacks(scores: Sequence[Score]) -> list[str]:
+    """Return every attack that ran with all its settings, on a line each."""
+    return list(dict.fromkeys(describe_attack(**asdict(score)) for score in scores if score.attacker != "none"))
 
 
 def strongest(result: Evaluation, model: str) -> dict[tuple[str, str], Score]:

@@ -9,10 +9,11 @@ import typer
 
 from fixpatch import __version__, console, tables
 from fixpatch import options as opt
-from fixpatch.config import FORMATS
+from fixpatch.config import FORMATS, FixerConfig
 from fixpatch.errors import SettingError
 from fixpatch.loading import load_room
 from fixpatch.progress import progress
+from fixpatch.threats import BUDGET
 
 
 def inspect(
@@ -23,6 +24,7 @@ def inspect(
     all_layers: Annotated[
         bool, typer.Option("--all", help="Also layers where no fixer can sit, with the reason.")
     ] = False,
+    module: opt.Module = None,
     # Not called `data`: what a file or variable sets for other commands must not start an attack here.
     images: Annotated[
         Path | None, typer.Option("--data", help="Labelled images, to measure each layer's drift under attack.")
@@ -48,10 +50,11 @@ def inspect(
     as_json: opt.Json = False,
 ) -> None:
     """Show a model's facts, and the layers after which a fixer can sit; with images, how far each drifts."""
-    budget = {name: value for name, value in locals().items() if name in opt.BUDGET}
+    budget = {name: value for name, value in locals().items() if name in BUDGET}
+    fixer = FixerConfig(module or FixerConfig.module)
     source = opt.model_file(model, input_range, trust, imports)
     if images is None:
-        facts, drift = load_room("modelfiles", source).inspect_file(source), None
+        facts, drift = load_room("modelfiles", source).inspect_file(source, fixer), None
     else:
         jobs = load_room("jobs", source)
         with progress(quiet) as listener:
@@ -60,6 +63,7 @@ def inspect(
                 jobs.Images(images, opt.parse_names(classes) or None, skip_unreadable, limit),
                 attack,
                 budget=budget,
+                fixer=fixer,
                 seed=seed,
                 cache=jobs.open_cache(not no_cache and (cache or True), cache_cap, listener.say),
                 listener=listener,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from fixpatch.config import ModelFile
+from fixpatch.config import FixerConfig, ModelFile
 from fixpatch.errors import SettingError
 from fixpatch.files import require_free
 from fixpatch.formats import choose_output, marker, require_installed, write_model
@@ -26,9 +26,9 @@ def load_file(model: ModelFile) -> Base:
     return load(model.path, input_range=model.input_range, trust=model.trust, imports=model.imports)
 
 
-def inspect_file(model: ModelFile) -> ModelFacts:
-    """Return the facts of the model in a file."""
-    return survey(load_file(model))
+def inspect_file(model: ModelFile, fixer: FixerConfig | None = None) -> ModelFacts:
+    """Return the facts of the model in a file, with what such a module would cost."""
+    return survey(load_file(model), fixer)
 
 
 def apply_files(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,18 +10,65 @@ from typing import Any
 import keras
 import numpy as np
 
-from fixpatch.cache import Cache
+from fixpatch.cache import Cache, open_cache
 from fixpatch.classifier import KerasClassifier
 from fixpatch.clock import timed
 from fixpatch.config import Recipe
 from fixpatch.craft import Pairs, craft_pairs
 from fixpatch.data import ImageSet
-from fixpatch.figures import count_parameters
+from fixpatch.figures import count_parameters, count_trainable
 from fixpatch.fit import fit_modules
 from fixpatch.graft import graft
 from fixpatch.models import Base, as_base
 from fixpatch.moving import fit_moving
 from fixpatch.results import EpochFacts, Listener
+from fixpatch.threats import AttackConfig, attack_named
+
+
+def make_pairs(
+    target: Base,
+    images: ImageSet,
+    attack: str | AttackConfig | Sequence[AttackConfig] = "autopgd",
+    *,
+    views: int = 1,
+    augment: str = "none",
+    seed: int = 0,
+    folder: Path | None = None,
+    cache: Cache | str | Path | bool = True,
+    advance: Callable[[int], None] = lambda done: None,
+) -> Pairs:
+    """Make pairs of clean and adversarial images on `target`: what fixers learn from, for trainings of other kinds too.
+
+    With the settings of a training, they are its pairs: the cache has them once one of the two has made them.
+
+    Args:
+        attack: By its name, or with settings of its own; of several, view v meets number v modulo their count.
+        views: Augmented views of each image.
+        augment: Preset applied before the attack.
+        folder: Keeps the pairs, and has those of an interrupted run; None keeps them in memory.
+        cache: Folder of the pair cache, True for the user's own, False for none.
+        advance: Called with the number of images finished.
+
+    Raises:
+        SettingError: Unknown attack.
+    """
+    attacks = (attack_named(attack),) if isinstance(attack, str) else attack
+    first = attacks if isinstance(attacks, AttackConfig) else attacks[0]
+    if folder:
+        folder.mkdir(parents=True, exist_ok=True)
+    return craft_pairs(
+        KerasClassifier(target.logits, input_range=target.input_range, loss=first.loss, precision=first.precision),
+        attacks,
+        images,
+        fingerprint=target.identity,
+        views=views,
+        preset=augment,
+        seed=seed,
+        channels_first=target.channels_first,
+        folder=folder,
+        cache=open_cache(cache),
+        advance=advance,
+    )
 
 
 @dataclass(frozen=True)
@@ -49,27 +97,21 @@ class Job:
 
     def craft(self, target: Base, images: ImageSet, **views: Any) -> Pairs:
         """Attack `target` on views of `images`; without `views`, on the images as they are, by every attack."""
-        attack = self.recipe.attack
-        classifier = KerasClassifier(
-            target.logits, input_range=self.base.input_range, loss=attack.loss, precision=attack.precision
-        )
-        return craft_pairs(
-            classifier,
-            self.recipe.attacks,
+        return make_pairs(
+            target,
             images,
+            self.recipe.attacks,
             **(views or {"views": len(self.recipe.attacks)}),
-            fingerprint=target.identity,
             seed=self.recipe.training.seed,
-            channels_first=self.base.channels_first,
             folder=self.folder / "pairs",
-            cache=self.cache,
+            cache=self.cache or False,
             advance=self.listener.advance,
         )
 
     def say_size(self, pairs: str) -> None:
         """Say how much is trained, and on what."""
-        trainable = count_parameters(self.modules)
-        total = trainable + self.base.parameters
+        trainable = count_trainable(self.modules)
+        total = count_parameters(self.modules) + self.base.parameters
         self.listener.say(
             f"trainable parameters: {trainable:,} of {total:,} ({100 * trainable / total:.2f} %); pairs: {pairs}"
         )
@@ -104,7 +146,7 @@ def _fit_on_base(job: Job, train: ImageSet, holdout: ImageSet) -> Fitted:
     data, turns = job.recipe.data, len(job.recipe.attacks)
     with timed(job.seconds, "crafting"):
         job.listener.stage("crafting", len(train) * data.views + len(holdout) * turns)
-        pairs = job.craft(job.base, train, preset=data.augment, views=data.views)
+        pairs = job.craft(job.base, train, augment=data.augment, views=data.views)
         kept_back = job.craft(job.base, holdout)
     job.say_size(f"{len(pairs):,}" + (f" ({pairs.cached:,} from the cache)" if pairs.cached else ""))
     with timed(job.seconds, "training"):

@@ -7,12 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
-from fixpatch.config import AUGMENTS, TARGETS, ModelFile
+from fixpatch.config import AUGMENTS, MODULES, SIMILARITIES, TARGETS, ModelFile
 from fixpatch.errors import SettingError
 from fixpatch.parsing import parse_fraction
-from fixpatch.threats import ATTACKERS, BUDGETS, LABELS, LOSSES, NAMED_ATTACKS, NORMS, PRECISIONS, TUNED
-
-BUDGET = (*TUNED, "attack_labels", "precision")
+from fixpatch.threats import ATTACKERS, BUDGETS, LABELS, LOSSES, NAMED_ATTACKS, NORMS, PRECISIONS
 
 
 def option(flag: str, help_text: str, *more: str) -> Any:
@@ -62,11 +60,13 @@ Attack = Annotated[
 Trainer = Annotated[
     str | None, typer.Option("--attacker", help="Whom the pairs are made on: base | patched, which learns meanwhile.")
 ]
+Module = Annotated[str | None, option("--module", f"What is grafted: {' | '.join(MODULES)}.")]
+Similarity = Annotated[str | None, option("--similarity", f"Of a denoise module: {' | '.join(SIMILARITIES)}.")]
 Delta = Annotated[float | None, option("--delta", "Scale of the correction, 0 to 1.")]
-Compression = Annotated[int | None, option("--compression", "Channels are compressed by this factor.")]
-Activation = Annotated[str | None, option("--activation", "Of the second convolution: linear | tanh.")]
-FinalRelu = Annotated[str | None, option("--final-relu", "ReLU after the sum: auto | always | never.")]
-Initializer = Annotated[str | None, option("--initializer", "Of the second convolution: zeros | glorot_uniform.")]
+Compression = Annotated[int | None, option("--compression", "A fixer compresses the channels by this factor.")]
+Activation = Annotated[str | None, option("--activation", "Of a fixer's second convolution: linear | tanh.")]
+FinalRelu = Annotated[str | None, option("--final-relu", "ReLU after a fixer's sum: auto | always | never.")]
+Initializer = Annotated[str | None, option("--initializer", "Of a fixer's second convolution: zeros | glorot_uniform.")]
 DistillWeight = Annotated[float | None, option("--distill-weight", "Weight of equation 4 in equation 3.")]
 DistillTarget = Annotated[str | None, option("--distill-target", f"Equation 4's target: {' | '.join(TARGETS)}.")]
 Augment = Annotated[str | None, option("--augment", f"Before the attack: {' | '.join(AUGMENTS)}.")]

@@ -23,16 +23,21 @@ class Tapped:
 
     def __init__(self, model: keras.Model, modules: Mapping[str, Callable]) -> None:
         self._seen: dict[str, list[Any]] = {path: [] for path in modules}
-        self.model = graft(model, {path: Tap(module, self._seen[path].append) for path, module in modules.items()})
+        self._taps = {path: Tap(module, self._seen[path].append) for path, module in modules.items()}
+        self.model = graft(model, self._taps)
 
-    def run(self, model: keras.Model, inputs: Any) -> tuple[Any, list[Any]]:
+    def run(self, model: keras.Model, inputs: Any, learning: bool = False) -> tuple[Any, list[Any]]:
         """Return the output of `model`, the whole or its rest, for `inputs`, and the modules' outputs.
 
         These come in the order of the modules, a layer's calls in theirs, also from inside nested models. (Two graphs
         with different modules run parallel branches in different orders.)
+
+        Args:
+            learning: The modules run in training mode: BatchNormalization on the batch's own statistics.
         """
-        for found in self._seen.values():
-            found.clear()
+        for path, tap in self._taps.items():
+            self._seen[path].clear()
+            tap.learning = learning
         out = model(inputs, training=False)  # the base stays in inference mode: no dropout, fixed statistics
         return out, [features for found in self._seen.values() for features in found]
 
@@ -94,7 +99,7 @@ class PairModel(keras.Model):
         """Return logits `(2 B, classes)`, clean first, and equation 4's term `(2 B,)`."""
         clean, adversarial = inputs[: self.borders], inputs[self.borders : 2 * self.borders]
         both = [ops.concatenate(pair) for pair in zip(clean, adversarial, strict=True)]
-        logits, features = self.tapped.run(self.rest, both)
+        logits, features = self.tapped.run(self.rest, both, learning=bool(training))
         if not self.config.distill_weight:
             return {"logits": logits, "distill": ops.zeros_like(logits[:, 0])}
         natural = inputs[2 * self.borders :][: len(features)]

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from fixpatch import meaning, plots
 from fixpatch.plots import Line, Rung
 from fixpatch.results import Rate, TrainingFacts
 from fixpatch.scores import Curve, Evaluation, Score, Shift
-from fixpatch.wording import describe_attack, eps_of, name_attack, per_cent
+from fixpatch.wording import eps_of, name_attack, per_cent
 
 UNKNOWN = Rate(None, None, None, 0)
 SETTINGS = {"eps": "the size of the change, eps", "steps": "the iterations of the attack"}
@@ -65,22 +65,13 @@ def count_dots(result: Evaluation) -> dict[str, int] | None:
 
 def group_scores(result: Evaluation) -> list[Group]:
     """Return the rows of the table by attacker, clean images first."""
-    groups: dict[tuple[str, str], dict[str, dict[str, Score]]] = {}
-    for score in result.scores:
-        rows = groups.setdefault((score.attacker, score.made_on), {})
-        rows.setdefault(describe_attack(**asdict(score)), {})[score.model] = score
+    groups = meaning.group_scores(result.scores)
     return [Group(*key, tuple(map(_row, rows.values()))) for key, rows in groups.items()]
 
 
 def _row(found: Mapping[str, Score]) -> Row:
     first = next(iter(found.values()))
     return Row(name_attack(first.attack, first.targets), found.get("base", first), found.get("patch"))
-
-
-def attacks(result: Evaluation) -> list[str]:
-    """Return every attack that ran with all its settings, on a line each."""
-    attacked = (score for score in result.scores if score.attacker != "none")
-    return list(dict.fromkeys(describe_attack(**asdict(score)) for score in attacked))
 
 
 def ladder(result: Evaluation) -> str | None:

@@ -21,7 +21,7 @@ from fixpatch.results import TrainingFacts
 
 @dataclass(frozen=True)
 class Patch:
-    """Trained fixers, bound to the base that they were trained for.
+    """Trained modules, bound to the base that they were trained for.
 
     Attributes:
         content: What the patch file holds.
@@ -125,16 +125,16 @@ def fill_modules(base: Base, content: PatchContent, delta: float | None = None) 
         delta: As for `apply_patches`.
     """
     config = content.manifest.fixer
-    # The file says for each split whether a ReLU follows; a newer rule for `auto` must not change an old patch.
     if delta is not None:
         config = replace(config, delta=delta)
     modules: dict[str, keras.Model] = {}
     recorded = {split.path: split for split in content.manifest.splits}
-    for place in choose_places(base.model, list(recorded), base.name):
+    for place in choose_places(base.model, list(recorded), base.name, config.module):
         split = recorded[place.path]
-        own = replace(config, final_relu="always" if split.final_relu else "never")
-        _require_same(split_facts(place, own), split, base.name)
-        modules |= build_modules(base.model, (place,), own)
+        # The file says for each split whether a ReLU follows; a newer rule for `auto` must not change an old patch.
+        place = replace(place, non_negative=split.final_relu)  # noqa: PLW2901
+        _require_same(split_facts(place, config), split, base.name)
+        modules |= build_modules(base.model, (place,), config)
         for layer in modules[place.path].layers:
             for variable in layer.variables:
                 variable.assign(content.weights[place.path][f"{layer.name}/{variable.name}"])

@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 
+from fixpatch.config import MODULES
 from fixpatch.errors import FixpatchError, PatchError
 from fixpatch.files import written_whole
-from fixpatch.manifest import SCHEMA, Manifest, canonical, expected_shapes, manifest_of, require
+from fixpatch.manifest import NOT_NEGATIVE, SCHEMA, Manifest, canonical, expected_shapes, manifest_of, require
 from fixpatch.quarantine import locate_blocks
 from fixpatch.vetting import HDF5_MAGIC, PATCH_MAGIC, has_holes, hint_for_missing, looks_like
 
@@ -83,8 +84,13 @@ def read(path: Path) -> PatchContent:
 
 
 def describe(content: PatchContent) -> dict[str, Any]:
-    """Return everything but the arrays as plain values that `json.dumps` takes; sizes in bytes."""
+    """Return everything but the arrays as plain values that `json.dumps` takes; sizes in bytes.
+
+    Of the settings of the modules there are those that shape this one.
+    """
     described = json.loads(canonical(content.manifest))
+    module = described["fixer"]["module"]
+    described["fixer"] = {name: described["fixer"][name] for name in ("module", *MODULES[module].settings)}
     for split in described["splits"]:
         split["parameters"] = sum(values.size for values in content.weights[split["path"]].values())
         split["bytes"] = sum(values.nbytes for values in content.weights[split["path"]].values())
@@ -155,7 +161,7 @@ def _checked_schema(path: Path, data: bytes) -> int:
 def _members(manifest: Manifest) -> Iterator[tuple[str, str, dict[str, tuple[int, ...]]]]:
     """Yield for each split its path, the name of its group, and the shapes of its variables."""
     for number, split in enumerate(manifest.splits):
-        yield split.path, f"{number:04d}", expected_shapes(split, manifest.fixer.compression)
+        yield split.path, f"{number:04d}", expected_shapes(split, manifest.fixer)
 
 
 def _encode(content: PatchContent) -> bytes:
@@ -228,6 +234,8 @@ def _array(
 def _weights(data: bytes, blocks: Mapping[str, Mapping[str, Any]], path: str, shape: tuple[int, ...]) -> np.ndarray:
     values = _array(data, blocks, path, shape, "<f4")
     require(bool(np.isfinite(values).all()), f"'{path}' holds values that are not finite")
+    signed = not path.endswith(NOT_NEGATIVE.replace("/", "."))
+    require(signed or bool((values >= 0).all()), f"'{path}' holds a variance below 0")
     return values
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import keras
 
+from fixpatch.config import MODULES
 from fixpatch.errors import ModelError, did_you_mean
 from fixpatch.graph import Call, calls, class_name, is_graph, producer
 from fixpatch.heads import head_path
@@ -107,14 +108,23 @@ def _why_not(place: Place, call: Call, head: set[int]) -> str:
     return ""
 
 
-def choose_places(model: keras.Model, splits: Iterable[str], name: str) -> tuple[Place, ...]:
+def why_not(place: Place, module: str) -> str:
+    """Return why no `module` can sit at `place`; empty where one can."""
+    if place.reason or place.rank in MODULES[module].ranks:
+        return place.reason
+    takers = ", ".join(f"--module {name}" for name, kind in MODULES.items() if place.rank in kind.ranks)
+    return f"returns vectors, which have no positions to average over ({takers} takes them)"
+
+
+def choose_places(model: keras.Model, splits: Iterable[str], name: str, module: str = "fixer") -> tuple[Place, ...]:
     """Return the places named in `splits`, in the model's forward order.
 
     Args:
         name: What to call the model in an error.
+        module: What is to sit there.
 
     Raises:
-        ModelError: No splits, an unknown or repeated one, or a layer after which no fixer can sit.
+        ModelError: No splits, an unknown or repeated one, or a layer after which no `module` can sit.
     """
     splits = list(splits)
     places = {place.path: place for place in list_places(model)}
@@ -129,6 +139,6 @@ def choose_places(model: keras.Model, splits: Iterable[str], name: str) -> tuple
         if split not in places:
             hint = f"{did_you_mean(split, places)} {listing}".strip()
             raise ModelError(f"No layer '{split}' in {name}.", hint)
-        if places[split].reason:
-            raise ModelError(f"No fixer can sit after '{split}' in {name}: it {places[split].reason}.", listing)
+        if reason := why_not(places[split], module):
+            raise ModelError(f"No {module} can sit after '{split}' in {name}: it {reason}.", listing)
     return tuple(place for path, place in places.items() if path in splits)

@@ -14,6 +14,7 @@ OUTPUTS_ONLY = ("square", "noise")
 NEEDS_PATCH = ("surrogate", "patched")
 NO_SQUARE = "Square did not run: in the 2-norm it needs square images of at least 10 x 10 pixels, else of 2 x 2"
 NO_SURROGATE = "the attacker surrogate did not run: there were no images to train it on, and no second patch"
+OWN_SURROGATE = "the attacker surrogate did not run: it trains a patch of its own, and what defends here is no patch"
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Plan:
         budget: Its name.
         attackers: Those that run.
         probes: How many images those see; None for all.
-        notes: What was left out, and why.
+        notes: What was left out, and why; what else a reader has to know who has not seen the run.
     """
 
     budget: str
@@ -61,6 +62,7 @@ def make_plan(
     classes: int,
     patched: bool,
     surrogate: bool,
+    own: bool = False,
     square: bool = True,
 ) -> Plan:
     """Return the steps of an evaluation.
@@ -68,8 +70,9 @@ def make_plan(
     Args:
         attackers: None takes those of the budget that can run.
         classes: Of the model: with few, an attack's loss may have no meaning.
-        patched: Whether there is a patch.
+        patched: Whether there is a defended model.
         surrogate: Whether there is a second patch, or images to train one on.
+        own: Whether what defends is a classifier of its own and no patch.
         square: Whether Square can be made on the images; `black-box` does without where it cannot.
 
     Raises:
@@ -84,10 +87,10 @@ def make_plan(
     if attackers is None:
         attackers = spent.attackers
         if patched and not surrogate and "surrogate" in attackers:
-            notes.append(NO_SURROGATE)
+            notes.append(OWN_SURROGATE if own else NO_SURROGATE)
             attackers = [attacker for attacker in attackers if attacker != "surrogate"]
     else:
-        require_attackers(attackers, patched=patched, surrogate=surrogate)
+        require_attackers(attackers, patched=patched, surrogate=surrogate, own=own)
     chosen = [each for each in dict.fromkeys(attackers) if patched or each not in NEEDS_PATCH]
     steps = [step for each in chosen for step in _steps(each, list(attacks), spent, chosen, classes, patched)]
     steps = [step for step in steps if square or step.config.name != "square"]
@@ -114,11 +117,11 @@ def name_attacks(names: Sequence[str] | None, budget: str, classes: int) -> tupl
     return kept, {"restarts": spent.restarts} if spent.restarts > 1 else {}
 
 
-def require_attackers(attackers: Sequence[str], *, patched: bool, surrogate: bool) -> None:
+def require_attackers(attackers: Sequence[str], *, patched: bool, surrogate: bool, own: bool = False) -> None:
     """Check the attackers that were named.
 
     Args:
-        patched, surrogate: As for `make_plan`.
+        patched, surrogate, own: As for `make_plan`.
 
     Raises:
         SettingError: One is unknown, or cannot run.
@@ -127,6 +130,11 @@ def require_attackers(attackers: Sequence[str], *, patched: bool, surrogate: boo
         require_choice(attacker, ATTACKERS, "--attacker")
     if not patched and set(attackers) <= set(NEEDS_PATCH):
         raise SettingError(f"--attacker {attackers[0]} needs a patch.", "Pass --patch, or attack the base alone.")
+    if own and "surrogate" in attackers:
+        raise SettingError(
+            "--attacker surrogate needs a patch: it trains fixers with the patch's own settings.",
+            "Leave it out; base, patched and black-box attack a classifier of its own.",
+        )
     if patched and "surrogate" in attackers and not surrogate:
         raise SettingError(
             "--attacker surrogate needs images to train fixers of its own, or a second patch.",

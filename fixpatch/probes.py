@@ -96,32 +96,54 @@ class Probes:
         return np.logical_and.reduce([self.at_once, self.longer, self.restarted, *inside])
 
 
-def measure_probes(arena: Arena, config: AttackConfig, *, thorough: bool) -> Probes:
+def measure_probes(arena: Arena, config: AttackConfig, *, thorough: bool, known: Run | None = None) -> Probes:
     """Measure all that the checks need on the images of `arena`.
 
     Args:
         config: The attack to vary (`probe_config`).
         thorough: Sweep the iterations too, and vary the attack that is made on the base.
+        known: What `config` itself, made on the judged model with this seed, left of these images; None attacks them.
     """
-    attacker, name = ("patched", "patch") if arena.patch else ("base", "base")
+    attacker, name = ("patched", "patch") if arena.defence else ("base", "base")
     # What is attacked is what is judged: nothing is to carry over, so that broken images may rest.
     target = replace(arena.target(name), settle=True)
-    runs = {each: arena.attack(attacker, target, each) for each in white_box_plan(config, _size(arena), thorough)}
+    runs = _attack_judged(arena, attacker, target, config, thorough, known)
     measured = _list_standing(arena, config, runs)
-    restarted, strays = _start_again(arena, attacker, target, config, measured["attacked"])
-    on_base, again, more = _attack_base(arena, config) if thorough and arena.patch else ({}, None, 0)
+    standing = measured["attacked"]
+    longer, strayed = standing & runs[lengthened(config, 2)].right[name] if thorough else None, 0
+    if longer is None:
+        longer, strayed = _attack_again(arena, attacker, target, lengthened(config, 2), standing, arena.seed)
+    restarted, strays = _attack_again(arena, attacker, target, restarting(config), standing, arena.seed + 1)
+    on_base, again, more = _attack_base(arena, config) if thorough and arena.defence else ({}, None, 0)
     return Probes(
         n=len(arena.images),
         config=config,
         clean=arena.defended.clean,
         **measured,
+        longer=longer,
         restarted=restarted,
         **look_at_outputs(arena),
         faithful=gives_base_back(arena.base, arena.patch, arena.images) if arena.patch else None,
         again=again,
-        outside=strays + more + sum(run.outside for run in (*runs.values(), *on_base.values())),
+        outside=strayed + strays + more + sum(run.outside for run in (*runs.values(), *on_base.values())),
         curves=tuple(curve for made in (runs, on_base) if made for curve in _curves(arena, config, made, thorough)),
     )
+
+
+def _attack_judged(
+    arena: Arena, attacker: str, target: Target, config: AttackConfig, thorough: bool, known: Run | None
+) -> dict[AttackConfig, Run]:
+    """Make every variation on the judged model; the base is asked only about those that a curve is drawn of."""
+    drawn = {*eps_sweep(config), *(steps_sweep(config) if thorough else ())}
+    alone = replace(arena, models={arena.defended.name: arena.defended})
+    runs = {}
+    for each in white_box_plan(config, _size(arena), thorough):
+        if known is not None and each == config:
+            runs[each] = known
+            arena.listener.advance(len(arena.images))
+        else:
+            runs[each] = (arena if each in drawn else alone).attack(attacker, target, each)
+    return runs
 
 
 def _list_standing(arena: Arena, config: AttackConfig, runs: Mapping[AttackConfig, Run]) -> dict[str, Any]:
@@ -135,7 +157,6 @@ def _list_standing(arena: Arena, config: AttackConfig, runs: Mapping[AttackConfi
         "unbounded": standing[unbounded(config, _size(arena))],
         "pgd": standing[sibling("pgd", config)],
         "fgsm": standing[sibling("fgsm", config)],
-        "longer": standing[config] & standing[lengthened(config, 2)],
     }
 
 
@@ -143,10 +164,10 @@ def _size(arena: Arena) -> int:
     return math.prod(arena.images.x.shape[1:])
 
 
-def _start_again(
-    arena: Arena, attacker: str, target: Target, config: AttackConfig, standing: Array
+def _attack_again(
+    arena: Arena, attacker: str, target: Target, config: AttackConfig, standing: Array, seed: int
 ) -> tuple[Array, int]:
-    """Attack what stands from as many other random starts; return what stands then, and how many left the ball.
+    """Attack what stands `(n,)` once more; return what stands then, and how many left the ball.
 
     The worst over twice the starts is the worst over the first half and, where that failed, the second.
     """
@@ -154,7 +175,8 @@ def _start_again(
     arena.listener.advance(len(standing) - len(rows))
     if not len(rows):
         return left, 0
-    run = arena.few(rows).attack(attacker, target, restarting(config), seed=arena.seed + 1)
+    alone = replace(arena, models={arena.defended.name: arena.defended})
+    run = alone.few(rows).attack(attacker, target, config, seed=seed)
     left[rows] = run.right[arena.defended.name]
     return left, run.outside
 

@@ -74,7 +74,7 @@ def write_report(
             splits=splits,
             shifts=shifts,
             gallery=exhibits.exhibit(gallery, evaluation.classes) if gallery else None,
-            attacks=panels.attacks(evaluation),
+            attacks=meaning.list_attacks(evaluation.scores),
         )
     )
     _write(page, path, force)

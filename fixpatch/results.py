@@ -37,9 +37,9 @@ class LayerFacts:
         path: `outer/inner/layer` for nested models.
         shape: Output shape without the batch axis; None where it varies.
         non_negative: Whether the graph proves that no feature is below zero.
-        cost: Parameters of a fixer there, or None where none can sit.
+        cost: Parameters of a module there, or None where none can sit.
         share: `cost` divided by the base's parameters.
-        reason: Why no fixer can sit there; empty where one can.
+        reason: Why no module can sit there; empty where one can.
     """
 
     path: str
@@ -53,7 +53,12 @@ class LayerFacts:
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """A classifier in numbers; `input_range_source` says how far to trust the range."""
+    """A classifier in numbers.
+
+    Attributes:
+        input_range_source: Says how far to trust the range.
+        module: What the costs of the layers are for.
+    """
 
     classes: int
     input_shape: tuple[int | None, ...]
@@ -64,6 +69,7 @@ class ModelFacts:
     head: str
     parameters: int
     fingerprint: str
+    module: str
     layers: tuple[LayerFacts, ...]
 
 
@@ -125,7 +131,8 @@ class TrainingFacts:
         measured_on: `holdout` (these images chose the epoch) or `training`.
         base_robust, patch_robust: Under attacks made on the base for both (attacker `base`), or for each on itself
             (`patched`).
-        trainable, parameters: Parameters of the fixers, and of base and fixers together.
+        trainable, parameters: What training moves, and the parameters of base and modules together (the statistics
+            of a denoise module among them).
         seconds: Wall time of each stage.
         cached: How many training pairs came from the cache.
         splits: Where the fixers sit.

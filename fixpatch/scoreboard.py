@@ -9,10 +9,10 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from fixpatch.console import out, plain, show_warnings
+from fixpatch.meaning import group_scores, list_attacks
 from fixpatch.results import Rate
 from fixpatch.scores import OPEN, PASS, WARN, Check, Comparison, Curve, Evaluation, Score
 from fixpatch.wording import (
-    describe_attack,
     describe_attacker,
     eps_of,
     name_attack,
@@ -25,7 +25,6 @@ from fixpatch.wording import (
 NAME, CELL, SMALL_CELL = 18, 20, 15  # columns: a name and three figures with their intervals fit 80
 COLOURS = {PASS: "green", WARN: "yellow", OPEN: "yellow"}
 NO_COLUMN = ("by_class",)  # as many values as there are classes
-Rows = dict[str, dict[str, Score]]
 
 
 def show_evaluation(result: Evaluation, quiet: bool = False, verbose: bool = False) -> None:
@@ -72,20 +71,11 @@ def _cells(name: str, rate: dict[str, Any]) -> dict[str, Any]:
     return dict(zip(_columns(name), (rate[part] for part in ("value", "low", "high", "n")), strict=True))
 
 
-def group_scores(scores: Sequence[Score]) -> dict[tuple[str, str], Rows]:
-    """Return by attacker and model attacked the rows of the table: for each attack, every model's score."""
-    groups: dict[tuple[str, str], Rows] = {}
-    for score in scores:
-        attack = describe_attack(**asdict(score))
-        groups.setdefault((score.attacker, score.made_on), {}).setdefault(attack, {})[score.model] = score
-    return groups
-
-
 def _show_header(result: Evaluation) -> None:
     console = out()
     origin = "held-out images (they chose the epoch: optimistic)" if result.images == "holdout" else "images"
     console.print(f"{result.n} {origin}, seed {result.seed}, budget {result.budget}")
-    for line in dict.fromkeys(describe_attack(**asdict(score)) for score in result.scores if score.attacker != "none"):
+    for line in list_attacks(result.scores):
         console.print(f"  {line}")
 
 

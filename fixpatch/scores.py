@@ -15,7 +15,7 @@ class Score:
     """One model under one attack by one attacker.
 
     Attributes:
-        model: `base` or `patch`.
+        model: `base` or `patch`, the defended model, whatever defends it.
         attacker: Who made the images: one of `threats.ATTACKERS`, or `none` for clean images.
         made_on: The model that they were made on: `base`, `surrogate`, `base+surrogate` (their joint loss), `patched`;
             `-` for clean images.
@@ -131,7 +131,8 @@ class Evaluation:
         overlap: How many of them the patch was trained on, by content; None where the patch holds no hashes.
         budget: `quick`, `standard` or `full`.
         base: The base's fingerprint.
-        patch: The patch's digest; None for the base alone.
+        patch: The patch's digest, or the identity of the classifier that stands for the defended model; None for the
+            base alone.
         classes: Names, in the order of the class ids.
         attackers: Who attacked.
         worst: Robust accuracy of the patch, else of the base, per image over all attacks and attackers that ran, those

@@ -9,11 +9,10 @@ import numpy as np
 
 from fixpatch.results import Rate
 from fixpatch.scores import Comparison, Score
-from fixpatch.threats import AttackConfig
+from fixpatch.threats import BUDGET, AttackConfig
 
 Array = np.ndarray
 PARTS = 5
-BUDGET = ("eps", "norm", "steps", "restarts", "attack_labels", "loss", "precision", "targets", "eps_step")
 CLEAN: dict[str, Any] = {
     **{"attacker": "none", "made_on": "-", "attack": "clean", "eps": 0.0, "norm": "inf", "steps": 0, "restarts": 0},
     "attack_labels": "true",

@@ -45,6 +45,8 @@ class Settings:
     targets: int | None = None
     loss: str | None = None
     precision: str | None = None
+    module: str | None = None
+    similarity: str | None = None
     delta: float | None = None
     compression: int | None = None
     activation: str | None = None

@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.table import Table
 
+from fixpatch.config import FixerConfig
 from fixpatch.console import err, out, plain, show_warnings
 from fixpatch.results import ApplyFacts, CraftFacts, DriftFacts, ModelFacts, Rate, TrainingFacts
 from fixpatch.wording import describe_attack, eps_of, per_cent, size_of, with_interval
@@ -37,8 +38,8 @@ def show_model(facts: ModelFacts, name: str, every_layer: bool, drift: DriftFact
         ("fingerprint", facts.fingerprint[:16]),
     ):
         console.print(f"  {label:<12}{value}")
-    table = _table("layer", "kind", ("output", "right"), ("fixer", "right"), ("% of base", "right"), ">= 0")
-    others = _table("no fixer after", "kind", ("output", "right"), "because it")
+    table = _table("layer", "kind", ("output", "right"), (facts.module, "right"), ("% of base", "right"), ">= 0")
+    others = _table(f"no {facts.module} after", "kind", ("output", "right"), "because it")
     for layer in facts.layers:
         row = plain(layer.path), layer.kind, size_of(layer.shape)
         if layer.cost is None:
@@ -52,13 +53,14 @@ def show_model(facts: ModelFacts, name: str, every_layer: bool, drift: DriftFact
     console.print(table)
     if every_layer:
         console.print(others)
-    console.print("A fixer sits after a layer: fixpatch train --split LAYER[,LAYER] --data DIR")
+    chosen = "" if facts.module == FixerConfig.module else f" --module {facts.module}"
+    console.print(f"A {facts.module} sits after a layer: fixpatch train --split LAYER[,LAYER] --data DIR{chosen}")
     if drift is not None:
         _explain_drift(drift)
 
 
 def _drift_table(facts: ModelFacts, drift: DriftFacts) -> Table:
-    table = _table("layer", ("output", "right"), ("fixer", "right"), ("drift", "right"), "", "")
+    table = _table("layer", ("output", "right"), (facts.module, "right"), ("drift", "right"), "", "")
     shapes = {layer.path: size_of(layer.shape) for layer in facts.layers}
     most = max((layer.drift for layer in drift.layers if math.isfinite(layer.drift)), default=0.0)
     for layer in drift.layers:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from fixpatch.errors import SettingError
@@ -83,7 +83,9 @@ ALL_ATTACKS = ("autopgd", "autopgd-dlr", "pgd", "fgsm", "cw", "deepfool", "noise
 
 # As in RobustBench: a radius that suits the one norm is hardly a change, or all that can be changed, in the other.
 USUAL_EPS = {"2": 0.5}
-TUNED = ("eps", "eps_step", "steps", "restarts", "loss", "norm", "targets")
+# What can be set of an attack: the flags, the keys of `fixpatch.toml` and the columns of a score have these names.
+BUDGET = tuple(field.name for field in fields(AttackConfig) if field.name != "name")
+TUNED = tuple(name for name in BUDGET if name not in ("attack_labels", "precision"))
 # What an attack takes of these settings; the others take all of them.
 TAKES: dict[str, tuple[str, ...]] = {
     "autopgd-dlr": tuple(name for name in TUNED if name != "loss"),  # which its name says

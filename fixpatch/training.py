@@ -20,7 +20,7 @@ from fixpatch.config import Recipe, build_recipe
 from fixpatch.data import ImageSet
 from fixpatch.drift import auto_count, explain, measure_drift
 from fixpatch.epochs import require_tensorboard
-from fixpatch.figures import count_parameters, measure_figures, warn_about
+from fixpatch.figures import count_parameters, count_trainable, measure_figures, warn_about
 from fixpatch.files import require_room
 from fixpatch.graft import build_modules, split_facts
 from fixpatch.holdout import split_holdout
@@ -102,7 +102,7 @@ def train_recipe(
         SettingError: `resume` with other settings, images or base than the interrupted run's.
     """
     require_tensorboard(logs)
-    count = require_splits(base, recipe.splits)
+    count = require_splits(base, recipe)
     listener = listener or Listener()
     base = measure_base(base, images)
     if count:
@@ -110,22 +110,22 @@ def train_recipe(
     if resume and not (folder / NOTE).exists():
         listener.say(f"nothing to go on with in '{folder}'; starting anew")
     _claim_folder(folder, recipe, base, images, resume)
-    places = choose_places(base.model, recipe.splits, base.name)
+    places = choose_places(base.model, recipe.splits, base.name, recipe.fixer.module)
     modules = build_modules(base.model, places, recipe.fixer, recipe.training.seed)
     sides = split_holdout(images, recipe.data.holdout, recipe.training.seed, recipe.data.group_by)
     return _train(Job(base, images, recipe, modules, *sides, folder, cache, listener, logs), keep_hashes)
 
 
-def require_splits(base: Base, splits: Sequence[str]) -> int | None:
-    """Check `splits` and return how many places measurement has to choose; None where they are named.
+def require_splits(base: Base, recipe: Recipe) -> int | None:
+    """Check the splits and return how many places measurement has to choose; None where they are named.
 
     Raises:
-        ModelError: No fixer can sit after one of them.
+        ModelError: No module of the recipe's can sit after one of them.
         SettingError: `auto` with a wrong number, or beside names.
     """
-    count = auto_count(splits, base)
+    count = auto_count(recipe.splits, base, recipe.fixer.module)
     if count is None:
-        choose_places(base.model, splits, base.name)
+        choose_places(base.model, recipe.splits, base.name, recipe.fixer.module)
     return count
 
 
@@ -159,11 +159,10 @@ def _train(job: Job, keep_hashes: bool) -> Patch:
     fitted = fit_against(job)
     measured_on = "holdout" if len(job.held_out) else "training"
     figures = measure_figures(job.base, job.modules, fitted.pairs, fitted.turns, measured_on, fitted.best)
-    trainable = count_parameters(job.modules)
     facts = TrainingFacts(
         **{name: getattr(figures, name) for name in figures.__dataclass_fields__},
-        trainable=trainable,
-        parameters=trainable + job.base.parameters,
+        trainable=count_trainable(job.modules),
+        parameters=count_parameters(job.modules) + job.base.parameters,
         history=fitted.history,
         seconds=job.seconds,
         warnings=warn_about(figures),
@@ -177,7 +176,7 @@ def _train(job: Job, keep_hashes: bool) -> Patch:
 
 def _content(job: Job, figures: Figures, hashes: np.ndarray | None) -> PatchContent:
     base, recipe = job.base, job.recipe
-    places = choose_places(base.model, recipe.splits, base.name)
+    places = choose_places(base.model, recipe.splits, base.name, recipe.fixer.module)
     manifest = Manifest(
         splits=tuple(split_facts(place, recipe.fixer) for place in places),
         fixer=recipe.fixer,

@@ -11,15 +11,20 @@ from fixpatch.graph import is_graph
 
 
 class Tap(keras.layers.Layer):
-    """Send features through `module` and hand the result to `record`, wherever in the graph and however often."""
+    """Send features through `module` and hand the result to `record`, wherever in the graph and however often.
 
-    def __init__(self, module: Callable[[Any], Any], record: Callable[[Any], None], **kwargs: Any) -> None:
+    Attributes:
+        learning: Whether `module` runs in training mode; the layers around it never do.
+    """
+
+    def __init__(self, module: Callable[..., Any], record: Callable[[Any], None], **kwargs: Any) -> None:
         super().__init__(autocast=False, **kwargs)
         self.module, self._record = module, record
+        self.learning = False
 
     def call(self, features: Any) -> Any:
         """Return what `module` makes of `features`."""
-        out = self.module(features)
+        out = self.module(features, training=True) if self.learning else self.module(features)
         self._record(out)
         return out
 

@@ -41,18 +41,21 @@ def probe_cost(config: AttackConfig, n: int, *, thorough: bool, patched: bool) -
 
 def whole_plan(config: AttackConfig, thorough: bool, patched: bool) -> list[AttackConfig]:
     """Return every attack that the probes run, in whatever ball the unbounded one has."""
-    attacks = [*white_box_plan(config, 1, thorough), restarting(config)]
+    again = [restarting(config)] if thorough else [lengthened(config, 2), restarting(config)]
+    attacks = [*white_box_plan(config, 1, thorough), *again]
     return [*attacks, *base_plan(config), restarting(config)] if thorough and patched else attacks
 
 
 def white_box_plan(config: AttackConfig, size: int, thorough: bool) -> list[AttackConfig]:
-    """Return the attacks on the judged model, each once; the one from other random starts comes on top."""
+    """Return the attacks on the judged model that every image meets, each once.
+
+    What still stands then meets other random starts and, where no curve of the iterations is drawn, twice as many.
+    """
     attacks = [
         *eps_sweep(config),
         unbounded(config, size),
         sibling("pgd", config),
         sibling("fgsm", config),
-        lengthened(config, 2),
         *(steps_sweep(config) if thorough else ()),
     ]
     return list(dict.fromkeys(attacks))

@@ -259,7 +259,7 @@ def described() -> dict[str, Any]:
         "bytes": 164_480,
     }
     return {
-        "schema": 3,
+        "schema": 4,
         "splits": [split, {**split, "path": "res_block_2"}],
         "fixer": {"module": "fixer", "delta": 1.0, "compression": 4, "activation": "linear"},
         "attack": {"name": "autopgd", "eps": 8 / 255, "steps": 25, "loss": "cross-entropy", "norm": "inf"},

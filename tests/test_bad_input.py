@@ -120,7 +120,7 @@ def place(
         Path("nothing.keras").touch()
         patch_bytes = patch_file.read_bytes()
         Path("patch.h5").write_bytes(patch_bytes)
-        Path("newer.h5").write_bytes(patch_bytes.replace(b"schema 3\n", b"schema 4\n", 1))
+        Path("newer.h5").write_bytes(patch_bytes.replace(b"schema 4\n", b"schema 5\n", 1))
         Path("damaged.h5").write_bytes(patch_bytes[:-100] + bytes([patch_bytes[-100] ^ 1]) + patch_bytes[-99:])
         Path("short.h5").write_bytes(patch_bytes[: USER_BLOCK + 5])
     return folder
@@ -265,7 +265,7 @@ EVALUATION = [
     ("--attacker patched --no-patch", "--attacker patched needs a patch", "Pass --patch"),
     ("--limit 0", "--limit is 0; it has to be a number of at least 1", ""),
     ("--patch none.h5", r"There is no patch file 'none\.h5'", ""),
-    ("--patch newer.h5", "has schema 4; this fixpatch reads up to 3", "upgrade"),
+    ("--patch newer.h5", "has schema 5; this fixpatch reads up to 4", "upgrade"),
     ("--patch damaged.h5", "is damaged", "Copy or download it again"),
     ("--patch short.h5", "is damaged", "Copy or download it again"),
     ("--patch text.keras", "is not a fixpatch patch", "Name the file that `fixpatch train` wrote"),

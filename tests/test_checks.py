@@ -187,6 +187,26 @@ def test_one_image_is_luck_and_one_in_five_hundred_of_many_too() -> None:
         assert check(2, healthy(clean=many, runs=(patched, square))).verdict == expected
 
 
+def test_what_so_few_images_can_show_is_told() -> None:
+    few = {"n": 32, "clean": right(30, 32), "pgd": right(10, 32), "fgsm": right(12, 32)}
+    level = {"by_eps": (right(10, 32),) * 5, "unbounded": right(0, 32), "longer": right(10, 32)}
+    converged = check(4, probed(**few, **level, attacked=right(10, 32), restarted=right(10, 32)))
+    low = Rate.of(right(10, 32)).low
+    first = next(drop for drop in range(11) if (10 - drop) / 32 < low)
+    assert converged.numbers["seen_from"] == first / 32 and f"from {first} images" in converged.finding
+    assert converged.numbers["missed"] == Rate.of(right(first - 1, 32)).high
+    for drop, expected in ((first - 1, PASS), (first, WARN)):
+        left = level | {"longer": right(10 - drop, 32)}
+        found = check(4, probed(**few, **left, attacked=right(10, 32), restarted=right(10, 32)))
+        assert found.verdict == expected
+    none = check(4, probed(**few, **level | {"longer": right(0, 32)}, attacked=right(0, 32), restarted=right(0, 32)))
+    assert (none.numbers["seen_from"], none.verdict) == (None, PASS) and "nothing is left" in none.finding
+    stronger = check(3, probed(**few | {"fgsm": right(10, 32)}, **level))
+    assert (stronger.numbers["seen_from"], stronger.numbers["images"]) == (2 / 32, 32)
+    assert stronger.numbers["missed"] == Rate.of(right(1, 32)).high
+    assert "on 32 a difference is seen from 2 images (6.2 %) on" in stronger.finding
+
+
 def test_a_larger_ball_does_not_make_up_for_a_masked_attack_in_the_smaller() -> None:
     masked = run_of("patched", "patched", base=200, patch=340)
     wider = run_of("patched", "patched", base=100, patch=100, attack="autopgd-16")
@@ -303,6 +323,16 @@ def measure(
     clean, defended = {name: model.clean for name, model in arena.models.items()}, arena.defended
     worst = Rate.of(np.all([defended.clean, *(run.right[defended.name] for run in runs)], axis=0))
     return Evidence(clean, runs, worst, base.classes, defended.unrest, probes), counting.done
+
+
+def test_what_the_evaluation_made_is_not_made_again(base: Base, patch_file: Path, unseen: ImageSet) -> None:
+    counting = Counting()
+    arena = replace(enter(base, load_patch(patch_file), unseen.take(range(0, 40, 10))), listener=counting)
+    fallen = {name: np.zeros(4, bool) for name in arena.models}
+    known = Run("patched", "patched", BRIEF, fallen, 0)
+    probes = measure_probes(arena, BRIEF, thorough=False, known=known)
+    assert not probes.attacked.any() and not probes.longer.any() and not probes.restarted.any(), "nothing was left"
+    assert counting.done == probe_runs(BRIEF, 4, thorough=False, patched=True)
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import pty
+import shlex
 import shutil
 import signal
 import struct
@@ -25,8 +26,10 @@ from typer.testing import CliRunner, Result
 
 # Loaded here: ART resets logging at import, which closes the stream that absl took from pytest if CliRunner's
 # stands in for it at that time.
-from fixpatch import __version__, console, endings, evaluate, train  # noqa: F401
+from fixpatch import __version__, console, evaluate, train  # noqa: F401
 from fixpatch.cli import app
+from fixpatch.errors import FixpatchError
+from fixpatch.inputs import Images
 from fixpatch.patches import load_patch
 
 COMMAND = [sys.executable, "-m", "fixpatch"]
@@ -350,12 +353,27 @@ def test_hushed_shows_it_all_when_the_block_fails(capfd: pytest.CaptureFixture) 
     assert capfd.readouterr().err == "the reason\n"
 
 
-def test_debug_shows_the_traceback(four: Lines, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fixpatch.errors import PatchError
+def test_debug_shows_the_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shown, plain = call("show", "nope.h5", FIXPATCH_DEBUG="1"), call("show", "nope.h5")
+    assert (shown.exit_code, plain.exit_code) == (2, 2)
+    assert "Traceback" in shown.stderr and "PatchError" in shown.stderr
+    assert "Traceback" not in plain.stderr
 
-    monkeypatch.chdir(four.folder)
-    assert isinstance(call("show", "nope.h5", FIXPATCH_DEBUG="1").exception, PatchError)
-    assert isinstance(call("show", "nope.h5").exception, SystemExit)
+
+def test_a_crash_is_neither_a_missed_bar_nor_the_users_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def crash(*_: object) -> None:
+        raise RuntimeError("the library\nhas a bug")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("fixpatch.attackcli.load_room", crash)
+    result = call("eval", "--fail-under", "0.5")
+    assert (result.exit_code, result.stdout) == (70, "")
+    assert "RuntimeError: the library" in result.stderr and "FIXPATCH_DEBUG=1" in result.stderr
+    assert "Traceback" not in result.stderr
+    told = call("eval", "--json", FIXPATCH_DEBUG="1")
+    assert (told.exit_code, json.loads(told.stdout)["error"]["kind"]) == (70, "RuntimeError")
+    assert "in crash" in told.stderr
 
 
 def in_terminal(command: list[str], folder: Path, columns: int = 80) -> str:
@@ -441,9 +459,41 @@ def test_interruption_prints_the_line_that_goes_on(
     assert result.stderr == (f"interrupted; what is finished is kept\n{told}" if again else "interrupted\n")
 
 
-def test_line_that_repeats_a_run_starts_it_anew() -> None:
-    line = ["eval", "my model.keras", "--resume", "--seed", "3"]
-    assert endings.repeating(SimpleNamespace(meta={"line": line})) == "fixpatch eval 'my model.keras' --seed 3"
+@pytest.mark.parametrize(
+    ("line", "env", "file", "expected"),
+    [
+        ("eval 'my model.keras' --resume --seed 3", {}, "", "eval 'my model.keras' --seed 3"),
+        ("eval --json", {"FIXPATCH_CACHE": "/elsewhere", "FIXPATCH_LIMIT": "8"}, "", "eval --json --limit 8"),
+        (
+            "eval --eps 4/255",
+            {"FIXPATCH_MODEL": "a b.keras", "FIXPATCH_ATTACKER": "base patched"},
+            'eps = 0.1\nattack = ["fgsm", "pgd"]\nskip_unreadable = true\n',
+            "eval 'a b.keras' --eps 4/255 --skip-unreadable --attack fgsm,pgd --attacker base --attacker patched",
+        ),
+        ("eval --report r.html", {}, "", "eval --report r.html --force"),
+        ("eval --report r.html --force", {}, "", "eval --report r.html --force"),
+        ("eval", {}, 'report = "r.html"', "eval --report r.html --force"),
+        ("train --split a", {}, "hashes = false", "train --split a --no-hashes --force"),
+    ],
+)
+def test_line_that_repeats_a_run_says_all_its_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str, env: dict, file: str, expected: str
+) -> None:
+    said = []
+
+    def stop(*_: object, command: str, **__: object) -> None:
+        said.append(command)
+        raise FixpatchError("far enough")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("FIXPATCH_CACHE")
+    (tmp_path / "fixpatch.toml").write_text(file)
+    room = SimpleNamespace(train_files=stop, evaluate_files=stop, Images=Images, open_cache=lambda *_: None)
+    monkeypatch.setattr("fixpatch.attackcli.load_room", lambda *_: room)
+    assert call(*shlex.split(line), **env).exit_code == 2
+    (found,) = said
+    assert sorted(shlex.split(found)) == sorted(shlex.split(f"fixpatch {expected}"))
+    assert shlex.split(found)[:3] == shlex.split(f"fixpatch {expected}")[:3]
 
 
 def test_csv_with_a_bar_and_a_report(place: Path) -> None:

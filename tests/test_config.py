@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fixpatch.config import RECIPE, DataConfig, FixerConfig, TrainingConfig, build_recipe
+from fixpatch.config import MODULES, RECIPE, DataConfig, FixerConfig, TrainingConfig, build_recipe
 from fixpatch.errors import SettingError
 from fixpatch.parsing import parse_fraction, require_choice, require_range
 from fixpatch.threats import PAPER_ATTACKS, AttackConfig, attack_named
@@ -97,6 +97,7 @@ def test_value_outside_its_range_is_refused(value: float, high: float, message: 
 
 REFUSED = [
     (FixerConfig, "module", "fixr", "--module"),
+    *((FixerConfig, "similarity", value, "--similarity") for value in ("dot", "dot-product")),
     (FixerConfig, "activation", "relu", "--activation"),
     (FixerConfig, "final_relu", "sometimes", "--final-relu"),
     (FixerConfig, "initializer", "ones", "--initializer"),
@@ -250,7 +251,10 @@ def test_every_name_of_a_recipe_is_accepted() -> None:
     for kind in (FixerConfig, DataConfig, TrainingConfig):
         values |= {field.name: field.default for field in fields(kind) if field.name not in values}
     assert set(values) == RECIPE
-    assert build_recipe(["a"], **values).attack.name == "pgd"
+    for name, kind in MODULES.items():
+        foreign = {field.name for field in fields(FixerConfig)} - {"module", *kind.settings}
+        own = {key: value for key, value in values.items() if key not in foreign}
+        assert build_recipe(["a"], **own | {"module": name}).attack.name == "pgd"
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,20 @@ def test_pairs_are_taken_in_any_order(classifier: KerasClassifier, small: ImageS
     assert len(Pairs((), (), np.zeros(0, int))) == 0
 
 
+def test_pairs_on_a_base_in_memory_are_those_in_a_folder(base: Base, small: ImageSet, tmp_path: Path) -> None:
+    few, views = small.take(range(10)), {"views": 2, "augment": "shift"}
+    alone = fixpatch.make_pairs(base, few, "fgsm", **views, cache=False)
+    kept = fixpatch.make_pairs(
+        base, few, attack_named("fgsm"), **views, folder=tmp_path / "pairs", cache=tmp_path / "cache"
+    )
+    again = fixpatch.make_pairs(base, few, [attack_named("fgsm")], **views, cache=tmp_path / "cache")
+    assert [pairs.cached for pairs in (alone, kept, again)] == [0, 0, 20]
+    assert [isinstance(pairs.shards[0], Path) for pairs in (alone, kept, again)] == [False, True, False]
+    whole = [pairs.take(np.arange(20)) for pairs in (alone, kept, again)]
+    assert all(np.array_equal(part, other) for parts in whole[1:] for part, other in zip(whole[0], parts, strict=True))
+    assert np.abs(whole[0][1] - whole[0][0]).max() == pytest.approx(8 / 255, rel=1e-4)
+
+
 def test_kept_pairs_are_read_and_not_made_again(
     classifier: KerasClassifier, small: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

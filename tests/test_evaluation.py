@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import keras
 import numpy as np
 import pytest
+from broken import BROKEN
 from scipy.stats import binomtest
 
 import fixpatch
+from fixpatch.arena import enter, judge_right
 from fixpatch.classifier import KerasClassifier
 from fixpatch.data import ImageSet
 from fixpatch.errors import PatchError, SettingError
+from fixpatch.estimate import count_passes
 from fixpatch.evaluation import choose_plan, open_arena
 from fixpatch.models import Base, as_base
 from fixpatch.patches import Patch, load_patch
@@ -109,6 +114,41 @@ def test_what_the_checks_break_does_not_stand(base: Base, patch: Patch, unseen: 
     (row,) = (s for s in result.scores if (s.model, s.attacker) == ("patch", "patched"))
     assert result.worst.value < row.robust_accuracy.value - 0.2, "FGSM and others ran for the checks, and break more"
     assert {check.number: check.verdict for check in result.checks}[2] in ("warn", "not established")
+
+
+def test_scores_that_are_no_numbers_are_never_right(base: Base, unseen: ImageSet) -> None:
+    class Undefined(keras.layers.Layer):
+        def call(self, logits: Any) -> Any:
+            return keras.ops.where(keras.ops.arange(10) == 3, np.nan, logits)
+
+    broken = as_base(keras.Model(base.model.input, Undefined()(base.logits.output)), input_range=(0, 1))
+    threes = unseen.take(np.flatnonzero(unseen.y == 3))
+    judge, x = KerasClassifier(broken.logits, lean=False), threes.to_range((0, 1))
+    assert (judge.predict(x).argmax(1) == 3).all(), "numpy takes the first that is no number for the largest"
+    assert not judge_right(judge, x, threes.y).any()
+    assert not enter(broken, None, threes).defended.clean.any()
+
+
+def test_square_is_dropped_where_it_cannot_be_made(base: Base, patch: Patch, unseen: ImageSet) -> None:
+    arena = open_arena(base, patch, unseen.take(range(4)), cache=False)
+    for norm, made in (("inf", ["square", "noise"]), ("2", ["noise"])):
+        plan = choose_plan(arena, ["pgd"], None, "quick", False, {"norm": norm})
+        assert [step.config.name for step in plan.steps if step.attacker == "black-box"] == made
+        assert any("Square did not run" in note for note in plan.notes) == (norm == "2"), "images of 8 x 8"
+
+
+def test_random_answers_cost_several_passes(base: Base, unseen: ImageSet) -> None:
+    few = unseen.take(range(4))
+    counts = []
+    for broken in (base.model, BROKEN["at random"](base.model)):
+        arena = enter(as_base(broken, input_range=(0, 1)), None, few)
+        plan = choose_plan(arena, ["autopgd"], None, "quick", False, {})
+        counts.append(count_passes(arena, plan, {"base": arena.target("base")}, probed=100))
+    judging = 4 * 2 * len(plan.steps)
+    (plain_least, plain_most), (random_least, random_most) = counts
+    assert plain_most == (100 + 4 * 25, 4 * (100 + 10) + judging)
+    assert random_most == (8 * plain_most[0], 8 * (plain_most[1] - judging) + judging)
+    assert random_least[0] == 8 * plain_least[0]
 
 
 def test_a_patch_that_hides_its_gradient_is_flagged(base: Base, patch: Patch, unseen: ImageSet) -> None:

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import pytest
 
-from fixpatch.config import FixerConfig
+from fixpatch.config import MODULES, FixerConfig
 from fixpatch.fixers import FIXERS, build_fixer, final_relu, trainable_policy
 from fixpatch.graft import split_facts
 from fixpatch.manifest import expected_shapes
@@ -38,10 +38,11 @@ def numpy(tensor) -> np.ndarray:
     return keras.ops.convert_to_numpy(keras.ops.cast(tensor, "float32"))
 
 
-def require_fixer(name: str, at: Place, config: FixerConfig) -> keras.Model:
-    """Check what holds for every fixer at every place, and return it."""
-    module = FIXERS[name](at, config, name="fixer_split", seed=3)
-    shapes = expected_shapes(split_facts(at, config), config.compression)
+def require_fixer(at: Place, config: FixerConfig) -> keras.Model:
+    """Check what holds for every module at every place, and return it."""
+    build = FIXERS[config.module]
+    module = build(at, config, name="fixer_split", seed=3)
+    shapes = expected_shapes(split_facts(at, config), config)
     policy = keras.dtype_policies.get(at.dtype_policy)
     features = features_for(at, policy.compute_dtype)
     start = module(features)
@@ -53,37 +54,40 @@ def require_fixer(name: str, at: Place, config: FixerConfig) -> keras.Model:
     assert {key: tuple(variable.shape) for key, variable in found.items()} == shapes
     assert module.count_params() == sum(map(prod, shapes.values()))
     assert {variable.dtype for variable in found.values()} == {"float32"}
-    assert all(variable.trainable for variable in found.values())
+    assert {key for key, variable in found.items() if not variable.trainable} == {
+        key for key in found if "moving" in key
+    }
     assert {type(layer).__module__.split(".")[0] for layer in module.layers} == {"keras"}
     assert len({variable.path for variable in found.values()}) == len(found)
     rectified = module.layers[-1].name == "relu"
     assert rectified == final_relu(at, config)
     if config.initializer == "zeros" and (at.non_negative or not rectified):
         assert np.array_equal(numpy(start), numpy(features))
-    again = FIXERS[name](at, config, name="another", seed=3)
+    again = build(at, config, name="another", seed=3)
     assert all(np.array_equal(a, b) for a, b in zip(module.get_weights(), again.get_weights(), strict=True))
-    other = FIXERS[name](at, config, name="another", seed=4)
-    assert not np.array_equal(module.get_layer("down").kernel, other.get_layer("down").kernel)
+    other = build(at, config, name="another", seed=4)
+    assert not np.array_equal(module.weights[0], other.weights[0])
     copy = keras.Model.from_config(module.get_config())
     copy.set_weights(module.get_weights())
     assert np.array_equal(numpy(copy(features)), numpy(start))
     return module
 
 
-@pytest.mark.parametrize("name", FIXERS)
-@pytest.mark.parametrize("rank", SHAPES)
+@pytest.mark.parametrize(("name", "rank"), [(name, rank) for name, kind in MODULES.items() for rank in kind.ranks])
 @pytest.mark.parametrize("non_negative", [False, True])
 def test_every_fixer_at_every_rank(name: str, rank: int, non_negative: bool) -> None:
-    module = require_fixer(name, place(SHAPES[rank], non_negative=non_negative), FixerConfig())
+    module = require_fixer(place(SHAPES[rank], non_negative=non_negative), FixerConfig(name))
     kinds = {2: "Dense", 3: "Conv1D", 4: "Conv2D", 5: "Conv3D"}
-    assert type(module.get_layer("down")).__name__ == type(module.get_layer("up")).__name__ == kinds[rank]
+    convolutions = {"fixer": ("down", "up"), "denoise": ("conv",)}[name]
+    assert {type(module.get_layer(layer)).__name__ for layer in convolutions} == {kinds[rank]}
+    assert FIXERS.keys() == MODULES.keys()
 
 
 @pytest.mark.parametrize("name", FIXERS)
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16", "float16", "bfloat16"])
 def test_every_fixer_computes_as_its_layer_and_trains_in_float32(name: str, policy: str) -> None:
-    for shape in SHAPES.values():
-        require_fixer(name, place(shape, policy=policy), FixerConfig())
+    for rank in MODULES[name].ranks:
+        require_fixer(place(SHAPES[rank], policy=policy), FixerConfig(name))
 
 
 @pytest.mark.parametrize(
@@ -105,14 +109,14 @@ def test_the_policy_of_a_fixer_can_be_trained(policy: str, own: str) -> None:
 @pytest.mark.parametrize(("compression", "narrow"), [(1, 8), (2, 4), (3, 2), (8, 1), (100, 1)])
 def test_compression_sets_the_channels_between(compression: int, narrow: int) -> None:
     for rank in (2, 4):
-        module = require_fixer("fixer", place(SHAPES[rank]), FixerConfig(compression=compression))
+        module = require_fixer(place(SHAPES[rank]), FixerConfig(compression=compression))
         assert module.get_layer("down").output.shape[-1] == narrow
 
 
 def test_channels_first_features_keep_their_axis() -> None:
     at = place((8, None, None), first=True)
     module = build_fixer(at, FixerConfig(), name="fixer")
-    shapes = expected_shapes(split_facts(at, FixerConfig()), 4)
+    shapes = expected_shapes(split_facts(at, FixerConfig()), FixerConfig())
 
     assert module.input_shape == module.output_shape == (None, 8, None, None)
     assert {f"{v.path.split('/', 1)[1]}": tuple(v.shape) for v in module.variables} == shapes
@@ -163,7 +167,7 @@ def test_vectors_and_tokens_are_corrected_one_by_one() -> None:
 )
 def test_final_relu(setting: str, non_negative: bool, expected: bool) -> None:
     at = place(SHAPES[4], non_negative=non_negative)
-    module = require_fixer("fixer", at, FixerConfig(final_relu=setting))
+    module = require_fixer(at, FixerConfig(final_relu=setting))
     stir(module)
     lowest = numpy(module(features_for(at))).min()
 
@@ -173,9 +177,9 @@ def test_final_relu(setting: str, non_negative: bool, expected: bool) -> None:
 
 def test_the_initializer_sets_the_start() -> None:
     at = place(SHAPES[4])
-    module = require_fixer("fixer", at, FixerConfig(initializer="glorot_uniform"))
+    module = require_fixer(at, FixerConfig(initializer="glorot_uniform"))
     features = features_for(at)
-    zeros = require_fixer("fixer", at, FixerConfig())
+    zeros = require_fixer(at, FixerConfig())
 
     assert not np.array_equal(numpy(module(features)), numpy(features))
     assert not np.any(zeros.get_layer("up").kernel)
@@ -206,7 +210,7 @@ def test_tanh_bounds_the_correction() -> None:
     features = numpy(features_for(at))
     largest = {}
     for activation in ("linear", "tanh"):
-        module = require_fixer("fixer", at, FixerConfig(activation=activation, delta=0.5))
+        module = require_fixer(at, FixerConfig(activation=activation, delta=0.5))
         module.set_weights([np.ones_like(weight) for weight in module.get_weights()])
         largest[activation] = np.abs(numpy(module(features)) - features).max()
 

@@ -19,7 +19,7 @@ from fixpatch.results import EpochFacts, Rate, TrainingFacts
 
 RATE = {"value", "low", "high", "n"}
 MODEL = {"classes", "input_shape", "input_range", "input_range_source", "data_format", "dtype_policy", "head"}
-MODEL |= {"parameters", "fingerprint", "layers"}
+MODEL |= {"parameters", "fingerprint", "module", "layers"}
 LAYER = {"path", "kind", "shape", "non_negative", "cost", "share", "reason"}
 TRAINING = {"measured_on", "base_clean", "base_robust", "patch_clean", "patch_robust", "trainable", "parameters"}
 TRAINING |= {"best_epoch", "history", "seconds", "warnings", "cached", "splits", "attacker"}

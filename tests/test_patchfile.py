@@ -23,7 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fixpatch import patchfile
-from fixpatch.config import DataConfig, FixerConfig, TrainingConfig
+from fixpatch.config import MODULES, SIMILARITIES, DataConfig, FixerConfig, TrainingConfig
 from fixpatch.errors import FixpatchError, PatchError, SettingError
 from fixpatch.manifest import SCHEMA, BaseFacts, Figures, Manifest, SplitFacts, expected_shapes
 from fixpatch.patchfile import PatchContent
@@ -38,13 +38,13 @@ DOWN = "fixers/0000/down.kernel"
 
 
 def content_for(
-    splits: tuple[SplitFacts, ...], *, compression: int = 4, images: int = 3, seed: int = 0
+    splits: tuple[SplitFacts, ...], *, fixer: FixerConfig | None = None, images: int = 3, seed: int = 0
 ) -> PatchContent:
     """Return a patch with random weights and hashes."""
-    rng = np.random.default_rng(seed)
+    rng, fixer = np.random.default_rng(seed), fixer or FixerConfig()
     manifest = Manifest(
         splits=splits,
-        fixer=FixerConfig(compression=compression),
+        fixer=fixer,
         attack=AttackConfig(),
         more_attacks=(AttackConfig("fgsm"),),
         data=DataConfig(group_by=r"\\n(\w+)/"),
@@ -56,9 +56,9 @@ def content_for(
         figures=Figures("holdout", RATE, RATE, RATE, Rate(None, None, None, 0), 3),
         versions={"keras": "3.15.1"},
     )
-    shapes = {split.path: expected_shapes(split, compression) for split in splits}
+    shapes = {split.path: expected_shapes(split, fixer) for split in splits}
     weights = {
-        path: {key: rng.normal(size=shape).astype(np.float32) for key, shape in variables.items()}
+        path: {key: rng.uniform(0, 2, shape).astype(np.float32) for key, shape in variables.items()}
         for path, variables in shapes.items()
     }
     return PatchContent(manifest, weights, rng.integers(0, 256, (images, 32), np.uint8))
@@ -102,15 +102,15 @@ def forged(folder: Path, change: Callable[[h5py.File], None], data: bytes = DATA
 
 
 @st.composite
-def split_facts(draw: st.DrawFn, path: str) -> SplitFacts:
+def split_facts(draw: st.DrawFn, path: str, module: str) -> SplitFacts:
     """Draw the facts of a split of any rank and data format."""
-    rank, channels = draw(st.integers(2, 5)), draw(st.integers(1, 9))
+    rank, channels = draw(st.sampled_from(MODULES[module].ranks)), draw(st.integers(1, 9))
     first = draw(st.booleans()) and rank > 2
     spatial = tuple(draw(st.lists(st.none() | st.integers(1, 99), min_size=rank - 2, max_size=rank - 2)))
     shape = (channels, *spatial) if first else (*spatial, channels)
     axis = 1 if first else draw(st.sampled_from((rank - 1, -1)))
     name = "channels_first" if first else "channels_last"
-    return SplitFacts(path, shape, rank, axis, name, "mixed_float16", draw(st.booleans()))
+    return SplitFacts(path, shape, rank, axis, name, "mixed_float16", draw(st.booleans()) and module == "fixer")
 
 
 @st.composite
@@ -119,8 +119,12 @@ def contents(draw: st.DrawFn) -> PatchContent:
     paths = draw(
         st.lists(st.text(st.characters(exclude_categories=("C",)), min_size=1), min_size=1, max_size=3, unique=True)
     )
-    splits = tuple(draw(split_facts(path)) for path in paths)
-    drawn = content_for(splits, compression=draw(st.integers(1, 12)), images=draw(st.integers(0, 3)))
+    fixer = draw(
+        st.builds(FixerConfig, compression=st.integers(1, 12))
+        | st.builds(FixerConfig, module=st.just("denoise"), similarity=st.sampled_from(SIMILARITIES))
+    )
+    splits = tuple(draw(split_facts(path, fixer.module)) for path in paths)
+    drawn = content_for(splits, fixer=fixer, images=draw(st.integers(0, 3)))
     return replace(drawn, hashes=None) if draw(st.booleans()) else drawn
 
 
@@ -186,7 +190,7 @@ def test_describe_is_plain_and_complete() -> None:
     described = patchfile.describe(CONTENT)
     assert json.loads(json.dumps(described)) == described
     assert set(described) == {"schema", "hashes", *Manifest.__dataclass_fields__}
-    assert described["schema"] == 3 and described["hashes"] is True
+    assert described["schema"] == 4 and described["hashes"] is True
     first, second = described["splits"]
     assert (first["parameters"], first["bytes"]) == (4 + 1 + 9 * 4 + 4, 4 * 45)
     assert second["parameters"] == 8 * 2 + 2 + 2 * 8 + 8
@@ -194,7 +198,7 @@ def test_describe_is_plain_and_complete() -> None:
     assert patchfile.describe(replace(CONTENT, hashes=None))["hashes"] is False
 
 
-def test_manifest_keys_are_those_of_schema_3() -> None:
+def test_manifest_keys_are_those_of_schema_4() -> None:
     """A changed key needs a new schema number, or older patches are refused."""
     keys = {
         name: set(value) if isinstance(value, dict) else set(value[0]) if name in ("splits", "more_attacks") else None
@@ -206,7 +210,7 @@ def test_manifest_keys_are_those_of_schema_3() -> None:
     }
     assert keys == {
         "splits": {"path", "shape", "rank", "channels_axis", "data_format", "dtype_policy", "final_relu"},
-        "fixer": {"module", "delta", "compression", "activation", "final_relu", "initializer"},
+        "fixer": {"module", "delta", "compression", "activation", "final_relu", "initializer", "similarity"},
         "attack": attack,
         "more_attacks": attack,
         "data": {"augment", "views", "holdout", "group_by"},
@@ -233,13 +237,13 @@ def test_manifest_keys_are_those_of_schema_3() -> None:
 def test_expected_shapes_follow_the_rank(rank: int, down: tuple[int, ...], up: tuple[int, ...]) -> None:
     split = SplitFacts("x", (None,) * (rank - 2) + (8,), rank, -1, "channels_last", "float32", False)
     shapes = {"down/bias": (2,), "down/kernel": down, "up/bias": (8,), "up/kernel": up}
-    assert expected_shapes(split, 4) == shapes
-    assert expected_shapes(split, 100)["down/bias"] == (1,)
+    assert expected_shapes(split, FixerConfig()) == shapes
+    assert expected_shapes(split, FixerConfig(compression=100))["down/bias"] == (1,)
 
 
 def test_channels_first_features_have_the_same_kernels() -> None:
     split = SplitFacts("x", (8, None, None), 4, 1, "channels_first", "float32", False)
-    assert expected_shapes(split, 4)["up/kernel"] == (3, 3, 2, 8)
+    assert expected_shapes(split, FixerConfig())["up/kernel"] == (3, 3, 2, 8)
 
 
 @pytest.mark.parametrize(
@@ -588,6 +592,7 @@ class TestOldFiles:
 
     OLD = Path(__file__).parent / "data" / "patch-schema-1.h5"
     SECOND = OLD.with_name("patch-schema-2.h5")
+    THIRD = OLD.with_name("patch-schema-3.h5")
 
     def test_schema_1_is_read_with_the_defaults_of_then(self) -> None:
         old = patchfile.read(self.OLD)
@@ -609,23 +614,32 @@ class TestOldFiles:
         digest = hashlib.sha256(b"".join(values.tobytes() for _, values in sorted(old.weights["res_block_1"].items())))
         assert digest.hexdigest() == "1fe3810cf569a6b5bd366123ab48b5ff9c9125cce96e0c5e6b7d94f2603e4387"
 
-    @pytest.mark.parametrize("path", [OLD, SECOND], ids=["schema 1", "schema 2"])
+    def test_schema_3_is_read_with_the_defaults_of_then(self) -> None:
+        old = patchfile.read(self.THIRD)
+        assert (old.schema, old.manifest.training.attacker) == (3, "patched")
+        assert old.manifest.fixer == FixerConfig("fixer", compression=16, activation="tanh", similarity="gaussian")
+        assert [attack.name for attack in old.manifest.attacks] == ["fgsm", "pgd"]
+        digest = hashlib.sha256(b"".join(values.tobytes() for _, values in sorted(old.weights["res_block_1"].items())))
+        assert digest.hexdigest() == "b13582b71c3d33642ad87b54231c665a2d48c35d0a8f86770af95641c056366f"
+
+    @pytest.mark.parametrize("path", [OLD, SECOND, THIRD], ids=["schema 1", "schema 2", "schema 3"])
     def test_it_is_written_again_as_the_newest(self, path: Path) -> None:
         old = patchfile.read(path)
         new = read_bytes(patchfile.to_bytes(old))
-        assert same(new, old) and new.schema == 3
+        assert same(new, old) and new.schema == 4
 
     @pytest.mark.parametrize(
         ("place", "value"),
         [
             *(("attack.loss", "cross-entropy"), ("attack.precision", "float32"), ("training.precision", "float32")),
             *(("attack.targets", 0), ("training.attacker", "base"), ("more_attacks", [])),
+            ("fixer.similarity", "gaussian"),
         ],
     )
     def test_each_schema_has_exactly_its_own_keys(self, place: str, value: Any, tmp_path: Path) -> None:
         *part, key = place.split(".")
-        later = place in ("attack.targets", "training.attacker", "more_attacks")
-        for number, old in (1, self.OLD), *[(2, self.SECOND)] * later:
+        since = {"attack.targets": 3, "training.attacker": 3, "more_attacks": 3, "fixer.similarity": 4}.get(place, 2)
+        for number, old in [(1, self.OLD), (2, self.SECOND), (3, self.THIRD)][: since - 1]:
             with pytest.raises(PatchError, match="canonical"):
                 patchfile.read(forged(tmp_path, _edit(_set(place, value)), old.read_bytes(), schema=number))
 
@@ -637,7 +651,7 @@ class TestOldFiles:
 
     def test_a_file_under_the_number_of_another_schema_is_refused(self) -> None:
         old = self.OLD.read_bytes()
-        for data in (*(sealed(old[512:], schema) for schema in (2, 3)), *(sealed(DATA[512:], n) for n in (1, 2))):
+        for data in (*(sealed(old[512:], schema) for schema in (2, 3, 4)), *(sealed(DATA[512:], n) for n in (1, 2, 3))):
             with pytest.raises(PatchError, match="canonical"):
                 read_bytes(data)
 
@@ -650,13 +664,13 @@ class TestOldFiles:
 
 class TestForeignFiles:
     def test_newer_schema(self) -> None:
-        with pytest.raises(PatchError, match=r"schema 4; .*up to 3.*newer fixpatch; upgrade"):
-            read_bytes(DATA.replace(b"schema 3", b"schema 4", 1))
+        with pytest.raises(PatchError, match=r"schema 5; .*up to 4.*newer fixpatch; upgrade"):
+            read_bytes(DATA.replace(b"schema 4", b"schema 5", 1))
 
     @pytest.mark.parametrize("number", [b"0", b"-1", b"01", b"x", b"1e9", b"9" * 5000])
     def test_odd_schema(self, number: bytes) -> None:
         with pytest.raises(PatchError):
-            read_bytes(DATA.replace(b"schema 3", b"schema " + number, 1))
+            read_bytes(DATA.replace(b"schema 4", b"schema " + number, 1))
 
     def test_missing_file_suggests_a_sibling(self, tmp_path: Path) -> None:
         (tmp_path / "patch.h5").write_bytes(DATA)

@@ -400,7 +400,7 @@ def test_shift_after_a_split_is_what_the_fixer_hands_on(arena: Arena) -> None:
     assert arena.patch is not None
     content = arena.patch.content
     louder = {path: {key: 20 * values for key, values in own.items()} for path, own in content.weights.items()}
-    arena = replace(arena, patch=replace(arena.patch, content=replace(content, weights=louder)))
+    arena = replace(arena, defence=replace(arena.patch, content=replace(content, weights=louder)))
     pairs = craft_few(arena, arena.target("base"), attack_named("fgsm", eps="40/255"), 10)
     found = {shift.path: shift for shift in measure_shift(arena, pairs)}
     assert len(pairs[0].y) == 10

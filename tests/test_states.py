@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -74,3 +78,35 @@ def test_a_state_goes_when_the_run_ends_and_stays_when_pairs_are_finished(tmp_pa
     with pytest.raises(SettingError, match="other settings"):
         claim_state(state, "b", resume=True)
     assert claim_state(state, "b", resume=False) is False
+
+
+HOLDING = """
+import sys
+from pathlib import Path
+from fixpatch.states import state_beside
+with state_beside(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_one_process_at_a_time_and_a_dead_one_blocks_nobody(tmp_path: Path) -> None:
+    out = tmp_path / "out.h5"
+    ends = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", HOLDING, str(out)], **ends) as other:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(SettingError, match=rf"process {other.pid}\b"), state_beside(out):
+            pytest.fail("two at work in one folder")
+        assert (tmp_path / "out.h5.state").is_dir(), "what another is at work on stays"
+        with state_beside(tmp_path / "else.h5"):
+            pass
+        os.kill(other.pid, signal.SIGKILL)
+    with state_beside(out) as state:
+        assert (state / "process").read_text() == str(os.getpid())
+    assert not list(tmp_path.iterdir())
+
+
+def test_where_the_state_cannot_be_made_is_said(tmp_path: Path) -> None:
+    (tmp_path / "out.h5.state").touch()
+    with pytest.raises(FixpatchError, match="Cannot keep the run"), state_beside(tmp_path / "out.h5"):
+        pytest.fail("there is a file in the way")

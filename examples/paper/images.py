@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import functools
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
+import fixpatch
+from fixpatch.basecheck import measure_base
 from fixpatch.data import ImageSet, load_images
 from fixpatch.errors import DataError
 from fixpatch.holdout import stratify
@@ -16,6 +19,31 @@ TRAINING = ("cifar10-train.npz", "cifar10-train-10pct.npz")  # the first that is
 TEST = ("cifar10-test.npz", "cifar10-test-2000.npz")
 PAPER = 45_000  # of the 50,000 training images; the rest is for validation (paper: section 4.1)
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+
+class Cifar:
+    """Base, training and test images of every experiment but `hist`.
+
+    Args:
+        args: The command line, as `run.parse` reads it.
+    """
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+
+    @functools.cached_property
+    def base(self) -> fixpatch.Base:
+        """The file `--base`, in the input range that suits the images."""
+        base = fixpatch.load(self.args.base)
+        return measure_base(base, load_test(self.args.data, base.image_shape))
+
+    def training(self, count: int | None) -> ImageSet:
+        """Return `count` training images; None for all."""
+        return load_training(self.args.data, count, self.args.seed, self.base.image_shape)
+
+    def test(self) -> ImageSet:
+        """Return all test images."""
+        return load_test(self.args.data, self.base.image_shape)
 
 
 @functools.lru_cache(maxsize=2)

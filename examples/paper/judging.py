@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from experiments import Stage
 
 import fixpatch
+from fixpatch.arena import Target
 from fixpatch.evaluation import choose_plan, evaluate_arena, open_arena
 from fixpatch.progress import progress
 from fixpatch.scores import Evaluation
@@ -58,15 +60,22 @@ def judge(
     defended: fixpatch.Patch | fixpatch.Base | None,
     test: Test,
     stage: Stage,
+    lighter: Callable[[fixpatch.Base], Target] | None = None,
     *,
     seed: int,
     cache: Path | bool,
 ) -> Evaluation:
-    """Attack and score: `fixpatch.evaluate` with a choice of how many images its checks look at."""
+    """Attack and score: `fixpatch.evaluate` with a choice of how many images its checks look at.
+
+    Args:
+        lighter: Gives what attacker `patched` attacks in place of the defended model.
+    """
     with progress(quiet=False) as listener, tempfile.TemporaryDirectory(prefix="fixpatch-") as folder:
         arena = open_arena(
             base, defended, test.images, limit=test.count(stage), seed=seed, cache=cache, listener=listener
         )
+        if lighter and isinstance(defended, fixpatch.Base):
+            arena.known["patch"] = lighter(defended)
         plan = choose_plan(arena, stage.configs, [stage.attacker], "quick", False, {})
         return evaluate_arena(arena, replace(plan, probes=test.probed(stage)), folder=Path(folder))
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
-import functools
 import hashlib
 import json
 import time
@@ -11,94 +9,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from defence import Task
-from experiments import EXPERIMENTS, SCALES, SPLITS, STAGES, Row
-from images import load_test, load_training
+from bench import HOLDOUT, Bench
+from experiments import SPLITS, STAGES, Row, find
 from judging import Test, describe_stage, facts_of, judge
 from record import Result, commit, figures_of, machine, read_result, result_path, shorten, versions, write_result
 from tuning import Tuned, train_row
 
 import fixpatch
-from fixpatch.basecheck import measure_base
 from fixpatch.holdout import split_holdout
-
-HOLDOUT = 0.2
-OWN = ("limit", "patched", "probes", "views", "augment", "epochs", "tuning_epochs", "batch_size", "images", "seed")
-DEFAULTS = {"patched": 200, "probes": 16, "augment": "shift", "tuning_epochs": 3, "batch_size": 32, "seed": 0}
-
-
-class Bench:
-    """What all rows of a command share.
-
-    Args:
-        args: The command line, as `run.parse` reads it.
-    """
-
-    def __init__(self, args: argparse.Namespace) -> None:
-        self.args, self.experiment = args, EXPERIMENTS[args.experiment]
-        self.cache: Path | bool = args.cache or True
-
-    @property
-    def scales(self) -> tuple[str, ...]:
-        """The scales to run."""
-        return (self.args.scale,) if self.args.scale else self.experiment.scales
-
-    @property
-    def rows(self) -> tuple[str, ...]:
-        """The rows to run, in the experiment's order."""
-        return tuple(name for name in self.experiment.rows if name in (self.args.rows or self.experiment.rows))
-
-    @property
-    def stages(self) -> tuple[str, ...]:
-        """The parts of the evaluation."""
-        return self.args.stages or self.experiment.stages
-
-    @functools.cached_property
-    def base(self) -> fixpatch.Base:
-        """The base, in the input range that suits the images."""
-        base = fixpatch.load(self.args.base)
-        return measure_base(base, load_test(self.args.data, base.image_shape))
-
-    def training(self, scale: str) -> fixpatch.ImageSet:
-        """Return the training images of a scale."""
-        count = self.args.images or SCALES[scale].images
-        return load_training(self.args.data, count, self.args.seed, self.base.image_shape)
-
-    def test(self, scale: str) -> Test:
-        """Return what the rows of a scale are judged on."""
-        limit = self.args.limit or SCALES[scale].test
-        images = load_test(self.args.data, self.base.image_shape)
-        return Test(images, limit, self.args.patched, self.args.probes)
-
-    def task(self, row: Row, scale: str, folder: Path) -> Task:
-        """Return what the row's trainer is given."""
-        return Task(
-            self.base,
-            self.training(scale),
-            row.training_attack,
-            folder,
-            augment=self.args.augment,
-            views=self.args.views or SCALES[scale].views,
-            holdout=HOLDOUT,
-            seed=self.args.seed,
-            batch_size=self.args.batch_size,
-            cache=self.cache,
-        )
-
-    def epochs(self, scale: str) -> int:
-        """Return the epochs of each training."""
-        return self.args.epochs or SCALES[scale].epochs
-
-    def command(self, row: Row, scale: str) -> str:
-        """Return the command that runs this row alone; files by their names, without this machine's folders."""
-        words = ["python examples/paper/run.py", self.args.experiment, "--scale", scale, "--rows", row.name]
-        words += ["--base", self.args.base.name]
-        words += ["--data", self.args.data.name] if self.args.data else []
-        given = {name: getattr(self.args, name) for name in OWN}
-        for name, value in given.items():
-            if value is not None and value != DEFAULTS.get(name):
-                words += [f"--{name.replace('_', '-')}", str(value)]
-        return " ".join(words)
 
 
 @dataclass(frozen=True)
@@ -115,16 +33,16 @@ def run_row(row: Row, scale: str, bench: Bench) -> None:
     path = result_path(bench.args.results, row.home, scale, row.name)
     settings = describe_row(row, scale, bench)
     kept = keep_result(path, settings, bench)
-    missing = [name for name in bench.stages if not is_done(kept, name, row, bench.test(scale))]
+    missing = [name for name in bench.stages if not is_done(kept, name, row, bench.test(row, scale))]
     if not missing:
         say(f"{row.name} at {scale}: done already, in '{path.name}' (--again runs it again)")
         return
     trained = train(row, scale, settings, bench)
     if kept is not None and kept.score != trained.facts.get("score"):  # trained anew, by other code
-        kept, missing = None, [name for name in bench.stages if not is_done(None, name, row, bench.test(scale))]
+        kept, missing = None, [name for name in bench.stages if not is_done(None, name, row, bench.test(row, scale))]
     result = kept or start_result(row, scale, settings, trained, bench)
     for name in missing:
-        result = add_stage(result, name, trained.defended, bench.test(scale), bench)
+        result = add_stage(result, row, name, trained.defended, bench)
         write_result(path, result)
         say(f"{row.name} at {scale}: stage '{name}' is in '{path.name}'")
 
@@ -138,12 +56,13 @@ def describe_row(row: Row, scale: str, bench: Bench) -> dict[str, Any]:
     """Return all that shapes what a row trains, as JSON gives it back; of the base, which base."""
     found: dict[str, Any] = {"base": bench.base.fingerprint[:16], "seed": bench.args.seed}
     if row.trainer:
-        task = bench.task(row, scale, Path())
+        task = bench.task(row, scale, bench.args.state)
+        tuning_epochs, epochs = bench.epochs(row, scale)
         found |= {
             **{"trainer": row.trainer, "own": row.settings, "splits": list(SPLITS)},
             **{"attack": {key: shorten(value) for key, value in asdict(task.attack).items()}},
             **{name: getattr(task, name) for name in ("augment", "views", "holdout", "batch_size")},
-            **{"epochs": bench.epochs(scale), "tuning_epochs": bench.args.tuning_epochs, "rates": list(row.rates)},
+            **{"epochs": epochs, "tuning_epochs": tuning_epochs, "rates": list(row.rates)},
             "images": task.images.digest()[:16],
         }
     return json.loads(json.dumps(found))
@@ -178,7 +97,8 @@ def train(row: Row, scale: str, settings: dict[str, Any], bench: Bench) -> Train
         return Trained(None, {})
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
     task = bench.task(row, scale, bench.args.state / f"{row.home}-{scale}-{row.name}-{digest}")
-    tuned = train_row(row, task, epochs=bench.epochs(scale), tuning_epochs=bench.args.tuning_epochs, say=say)
+    tuning_epochs, epochs = bench.epochs(row, scale)
+    tuned = train_row(row, task, epochs=epochs, tuning_epochs=tuning_epochs, say=say)
     return Trained(tuned.outcome.defended, tell(tuned))
 
 
@@ -203,7 +123,7 @@ def brief(value: Any) -> Any:
 
 def start_result(row: Row, scale: str, settings: dict[str, Any], trained: Trained, bench: Bench) -> Result:
     """Return a result without figures."""
-    counts = {"test": len(bench.test(scale).images)}
+    counts = {"test": len(bench.test(row, scale).images)}
     if row.trainer:
         keep, held = split_holdout(bench.training(scale), HOLDOUT, bench.args.seed, None)
         counts |= {"training": len(keep), "holdout": len(held)}
@@ -223,11 +143,12 @@ def start_result(row: Row, scale: str, settings: dict[str, Any], trained: Traine
 
 
 def add_stage(
-    result: Result, name: str, defended: fixpatch.Patch | fixpatch.Base | None, test: Test, bench: Bench
+    result: Result, row: Row, name: str, defended: fixpatch.Patch | fixpatch.Base | None, bench: Bench
 ) -> Result:
     """Judge, and return the result with that stage's figures in place of older ones."""
-    begun = time.perf_counter()
-    found = judge(bench.base, defended, test, STAGES[name], seed=bench.args.seed, cache=bench.cache)
+    begun, test = time.perf_counter(), bench.test(row, result.scale)
+    lighter = find(row.target) if row.target else None
+    found = judge(bench.base, defended, test, STAGES[name], lighter, seed=bench.args.seed, cache=bench.cache)
     spent = round(time.perf_counter() - begun, 1)
     figures = figures_of(found, name, "base" if defended is None else "patch")
     facts = {"settings": describe_stage(STAGES[name], test), "commit": commit(), **facts_of(found)}

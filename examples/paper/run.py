@@ -13,6 +13,7 @@ import logging
 import os
 import sys
 import traceback
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from experiments import EXPERIMENTS, ROWS, SCALES, STAGES, TUNING_EPOCHS
@@ -59,12 +60,17 @@ def parse() -> argparse.Namespace:
     run.add_argument("--probes", type=int, default=16, help="of these, that the checks look at [%(default)s]")
     run.add_argument("--stages", type=words(STAGES), help="parts of the evaluation, with commas [the experiment's own]")
     run.add_argument("--views", type=int, help="augmented views of each training image [the scale's own]")
-    run.add_argument("--augment", default="shift", help="preset of the training images [%(default)s]")
+    run.add_argument("--augment", help="preset of the training images [the experiment's own: shift, hist]")
     run.add_argument("--epochs", type=int, help="of each training [the scale's own]")
     run.add_argument("--tuning-epochs", type=int, default=TUNING_EPOCHS, help="for each learning rate [%(default)s]")
     run.add_argument("--batch-size", type=int, default=32, help="pairs per step [%(default)s]")
     run.add_argument("--images", type=int, help="training images, for a try [the scale's own]")
     run.add_argument("--seed", type=int, default=0, help="of everything [%(default)s]")
+    hist = parser.add_argument_group("hist only")
+    hist.add_argument("--folder", type=Path, help="images in a folder per class [four classes of CIFAR-10, enlarged]")
+    hist.add_argument("--group-by", help="regular expression on their paths: the same match, the same side")
+    hist.add_argument("--width", type=int, default=16, help="of the base, if --base is not there yet [%(default)s]")
+    hist.add_argument("--base-epochs", type=int, default=10, help="of its training [%(default)s]")
     args = parser.parse_args()
     strange = [name for name in args.rows or () if name not in EXPERIMENTS[args.experiment].rows]
     if strange:
@@ -74,7 +80,7 @@ def parse() -> argparse.Namespace:
     return args
 
 
-def words(known: object):
+def words(known: Collection[str]) -> Callable[[str], tuple[str, ...]]:
     """Return a reader of names with commas between them, each one of `known`."""
 
     def read(text: str) -> tuple[str, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import shutil
 import time
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from defence import Outcome, Task
-from experiments import Row
+from experiments import Row, find
 
 from fixpatch.errors import FixpatchError
 from fixpatch.files import written_whole
@@ -39,7 +38,7 @@ class Tuned:
 
 def train_row(row: Row, task: Task, *, epochs: int, tuning_epochs: int, say: Callable[[str], None] = print) -> Tuned:
     """Tune and train; what `task.folder` holds of an interrupted run is not done again."""
-    fit = find_trainer(row)
+    fit = find(row.trainer)
     task.folder.mkdir(parents=True, exist_ok=True)
     tried = _tune(fit, row, task, tuning_epochs, say)
     scores = {name: facts["score"] for name, facts in tried.items()}
@@ -47,12 +46,6 @@ def train_row(row: Row, task: Task, *, epochs: int, tuning_epochs: int, say: Cal
     say(f"{row.name}: learning rate {rate:g} of {', '.join(scores)}; {epochs} epochs")
     outcome = fit(replace(task, folder=task.folder / "fit"), learning_rate=rate, epochs=epochs, **row.settings)
     return Tuned(scores, rate, sum(facts["seconds"] for facts in tried.values()), outcome)
-
-
-def find_trainer(row: Row) -> Callable[..., Outcome]:
-    """Import the row's trainer: only what runs is imported."""
-    module, _, name = row.trainer.partition(".")
-    return getattr(importlib.import_module(module), name)
 
 
 def choose_rate(scores: dict[str, float | None]) -> float:

@@ -38,10 +38,10 @@ Edit = Callable[[dict[str, Any], Traps], Any]
 @cache
 def good_patch(fingerprint: str = "ab" * 32) -> bytes:
     """Return a patch for the good model, with random fixers and three hashes."""
-    rng = np.random.default_rng(0)
+    rng, fixer = np.random.default_rng(0), FixerConfig(compression=2)
     manifest = Manifest(
         splits=SPLITS,
-        fixer=FixerConfig(compression=2),
+        fixer=fixer,
         attack=AttackConfig(),
         data=DataConfig(),
         training=TrainingConfig(),
@@ -53,13 +53,13 @@ def good_patch(fingerprint: str = "ab" * 32) -> bytes:
         versions={"keras": "3.15.1"},
     )
     weights = {
-        split.path: {key: rng.normal(size=shape).astype("<f4") for key, shape in expected_shapes(split, 2).items()}
+        split.path: {key: rng.normal(size=shape).astype("<f4") for key, shape in expected_shapes(split, fixer).items()}
         for split in SPLITS
     }
     return patchfile.to_bytes(patchfile.PatchContent(manifest, weights, rng.integers(0, 256, (3, 32), np.uint8)))
 
 
-def sealed(body: bytes, lines: str = "fixpatch patch\nschema 3\nsha256 {digest}\n") -> bytes:
+def sealed(body: bytes, lines: str = "fixpatch patch\nschema 4\nsha256 {digest}\n") -> bytes:
     """Return the HDF5 part `body` behind a header with its right digest."""
     return lines.format(digest=hashlib.sha256(body).hexdigest()).encode().ljust(HEADER, b"\0") + body
 
@@ -488,6 +488,8 @@ setting("channels without a number", "Leave a size open.", "splits.0.shape", [8,
 setting("huge images", "Ask for terabytes of hashes.", "images", 10**15)
 setting("delta out of range", "Scale the correction up.", "fixer.delta", 1e9)
 setting("unknown module", "Name another class for the fixer.", "fixer.module", "lambda")
+setting("another module", "Have the arrays of one module read as another's.", "fixer.module", "denoise")
+setting("setting of another module", "Say what this module does not have.", "fixer.similarity", "dot-product")
 setting("unknown activation", "Name a function for the activation.", "fixer.activation", "set_floatx")
 setting("unknown initializer", "Name a function for the initializer.", "fixer.initializer", "get_file")
 setting("unknown policy", "Name another object for the dtype policy.", "splits.0.dtype_policy", {"class_name": "Popen"})
@@ -519,19 +521,19 @@ def header(name: str, docstring: str, lines: str) -> None:
 header(
     "header with CRLF",
     "Be changed on the way by a program for text.",
-    "fixpatch patch\r\nschema 3\r\nsha256 {digest}\r\n",
+    "fixpatch patch\r\nschema 4\r\nsha256 {digest}\r\n",
 )
-header("schema of tomorrow", "Slip past the checks of today.", "fixpatch patch\nschema 4\nsha256 {digest}\n")
+header("schema of tomorrow", "Slip past the checks of today.", "fixpatch patch\nschema 5\nsha256 {digest}\n")
 header(
     "schema of the past", "Slip past the checks of the newest schema.", "fixpatch patch\nschema 1\nsha256 {digest}\n"
 )
 header("schema zero", "Slip past a comparison.", "fixpatch patch\nschema 0\nsha256 {digest}\n")
-header("schema with a sign", "Slip past a comparison.", "fixpatch patch\nschema +3\nsha256 {digest}\n")
-header("schema in other digits", "Slip past a conversion.", "fixpatch patch\nschema \u0663\nsha256 {digest}\n")
+header("schema with a sign", "Slip past a comparison.", "fixpatch patch\nschema +4\nsha256 {digest}\n")
+header("schema in other digits", "Slip past a conversion.", "fixpatch patch\nschema \u0664\nsha256 {digest}\n")
 header("schema of 300 digits", "Spend time on one number.", f"fixpatch patch\nschema {'9' * 300}\nsha256 {{digest}}\n")
-header("header without a digest", "Do without.", "fixpatch patch\nschema 3\n")
-header("other digest", "Name another way of hashing.", "fixpatch patch\nschema 3\nmd5 {digest}\n")
-header("bytes behind the lines", "Hide data in the padding.", "fixpatch patch\nschema 3\nsha256 {digest}\nevil")
+header("header without a digest", "Do without.", "fixpatch patch\nschema 4\n")
+header("other digest", "Name another way of hashing.", "fixpatch patch\nschema 4\nmd5 {digest}\n")
+header("bytes behind the lines", "Hide data in the padding.", "fixpatch patch\nschema 4\nsha256 {digest}\nevil")
 
 
 def whole(name: str, docstring: str, make: Callable[[Traps], bytes]) -> None:
@@ -547,7 +549,7 @@ def whole(name: str, docstring: str, make: Callable[[Traps], bytes]) -> None:
 def _upper(traps: Traps) -> bytes:
     body = good_patch()[HEADER:]
     digest = hashlib.sha256(body).hexdigest().upper()
-    return f"fixpatch patch\nschema 3\nsha256 {digest}\n".encode().ljust(HEADER, b"\0") + body
+    return f"fixpatch patch\nschema 4\nsha256 {digest}\n".encode().ljust(HEADER, b"\0") + body
 
 
 def _newest(traps: Traps) -> bytes:
