@@ -35,7 +35,7 @@ WARMUP = 0.05  # share of the steps
 CLIP = 1.0  # global norm
 # Momentum of the weights' moving average. The statistics of a denoise module have the same (`fixers.MOMENTUM`): so both
 # look back over the same steps, and nothing is computed anew: on the digits the means are within 0.04 standard
-# deviations of those of the averaged weights over all training pairs, and accuracy differs by an image or a few of 400.
+# deviations of those of the averaged weights over all training pairs, and accuracy differs by at most 5 of 400 images.
 AVERAGE = 0.95
 
 

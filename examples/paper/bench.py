@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from defence import Task
-from experiments import EXPERIMENTS, SCALES, Row, find
+from experiments import DEFAULTS, EXPERIMENTS, SCALES, Row, find
 from judging import Test
 
 import fixpatch
@@ -19,15 +19,6 @@ OWN = (
     *("limit", "patched", "probes", "views", "augment", "epochs", "tuning_epochs", "batch_size", "images", "seed"),
     *("group_by", "width", "base_epochs"),
 )
-DEFAULTS = {
-    "patched": 200,
-    "probes": 16,
-    "tuning_epochs": 3,
-    "batch_size": 32,
-    "seed": 0,
-    "width": 16,
-    "base_epochs": 10,
-}
 
 
 class Bench:

@@ -41,7 +41,11 @@ SCALES = {
     "10pct": Scale(4500, 2, 6),
     "full": Scale(None, 1, 3, None),
 }
-TUNING_EPOCHS = 2
+# Of the command line: `patched` images are attacked on the defended model, `probes` of these are seen by the checks.
+DEFAULTS = {
+    **{"patched": 200, "probes": 16, "tuning_epochs": 2, "batch_size": 32, "seed": 0},
+    **{"width": 16, "base_epochs": 10},  # of the base that `hist` trains
+}
 # A third of each trainer's own default, the default, and three times it: the same number for every defence.
 RATES = {
     "fixers": (1e-3, 3e-3, 1e-2),

@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-from experiments import EXPERIMENTS, ROWS, SCALES, STAGES, TUNING_EPOCHS
+from experiments import DEFAULTS, EXPERIMENTS, ROWS, SCALES, STAGES
 
 HERE = Path(__file__).parent
 
@@ -56,21 +56,22 @@ def parse() -> argparse.Namespace:
     add("--again", action="store_true", help="run rows again that are done")
     run = parser.add_argument_group("what the results depend on")
     run.add_argument("--limit", type=int, help="test images [the scale's own: 1,000, all at full]")
-    run.add_argument("--patched", type=int, default=200, help="of these, attacked on the defended model [%(default)s]")
-    run.add_argument("--probes", type=int, default=16, help="of these, that the checks look at [%(default)s]")
+    run.add_argument("--patched", type=int, help="of these, attacked on the defended model [%(default)s]")
+    run.add_argument("--probes", type=int, help="of these, that the checks look at [%(default)s]")
     run.add_argument("--stages", type=words(STAGES), help="parts of the evaluation, with commas [the experiment's own]")
     run.add_argument("--views", type=int, help="augmented views of each training image [the scale's own]")
     run.add_argument("--augment", help="preset of the training images [the experiment's own: shift, hist]")
     run.add_argument("--epochs", type=int, help="of each training [the scale's own]")
-    run.add_argument("--tuning-epochs", type=int, default=TUNING_EPOCHS, help="for each learning rate [%(default)s]")
-    run.add_argument("--batch-size", type=int, default=32, help="pairs per step [%(default)s]")
+    run.add_argument("--tuning-epochs", type=int, help="for each learning rate [%(default)s]")
+    run.add_argument("--batch-size", type=int, help="pairs per step [%(default)s]")
     run.add_argument("--images", type=int, help="training images, for a try [the scale's own]")
-    run.add_argument("--seed", type=int, default=0, help="of everything [%(default)s]")
+    run.add_argument("--seed", type=int, help="of everything [%(default)s]")
     hist = parser.add_argument_group("hist only")
     hist.add_argument("--folder", type=Path, help="images in a folder per class [four classes of CIFAR-10, enlarged]")
     hist.add_argument("--group-by", help="regular expression on their paths: the same match, the same side")
-    hist.add_argument("--width", type=int, default=16, help="of the base, if --base is not there yet [%(default)s]")
-    hist.add_argument("--base-epochs", type=int, default=10, help="of its training [%(default)s]")
+    hist.add_argument("--width", type=int, help="of the base, if --base is not there yet [%(default)s]")
+    hist.add_argument("--base-epochs", type=int, help="of its training [%(default)s]")
+    parser.set_defaults(**DEFAULTS)
     args = parser.parse_args()
     strange = [name for name in args.rows or () if name not in EXPERIMENTS[args.experiment].rows]
     if strange:
