@@ -202,6 +202,7 @@ def test_one_group_for_all() -> None:
     refused(f"{TRAIN} --group-by png", "puts all images into one group", "")
 
 
+@pytest.mark.slow
 def test_unreadable_image_can_be_skipped(tmp_path: Path) -> None:
     line = f"{TRAIN} --data broken --skip-unreadable --out {tmp_path / 'new.h5'}"
     assert call(*line.split()).exit_code == 0
@@ -386,6 +387,7 @@ def run_folder(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     return tmp_path / "copy"
 
 
+@pytest.mark.slow
 def test_images_changed_since_training(run_folder: Path) -> None:
     next(iter(sorted((run_folder / "small" / "0").iterdir()))).unlink()
     refused("eval", "The images in 'small' have changed since the patch was trained", "Pass --data")

@@ -205,12 +205,14 @@ def test_several_patches_come_with_a_note(place: Path) -> None:
     assert done(call(*line.split(), "--force", "-q")).stderr == ""
 
 
+@pytest.mark.slow
 def test_limit_holds_for_held_out_images_too(place: Path) -> None:
     result = done(call("eval", "--attacker", "base", "--attack", "fgsm", "--limit", "4"))
     assert result.stdout.startswith("4 held-out images")
     assert "not established: nobody who has the patched model attacked it" in result.stderr
 
 
+@pytest.mark.slow
 def test_patch_of_another_base_is_left_aside_with_a_note(place: Path, digits: tuple) -> None:
     from fixpatch import demo
 
@@ -227,7 +229,7 @@ def test_patch_of_another_base_is_left_aside_with_a_note(place: Path, digits: tu
     [
         "train --split res_block_1 --data small --attack fgsm --out quiet.h5",
         "apply base.keras patch.h5 -o quiet.keras",
-        "eval --attack fgsm",
+        pytest.param("eval --attack fgsm", marks=pytest.mark.slow),
     ],
     ids=lambda line: line.split()[0],
 )
@@ -407,7 +409,7 @@ names = ["block_%018d" % 1, "outer/" + "long_name_" * 6]
 layers = [LayerFacts(name, "GlobalAveragePooling2D", (112, 112, 256), True, 10_488_320, 0.084, "") for name in names]
 layers.append(LayerFacts("end", "Dense", (1000,), False, None, None, "makes the model's output"))
 model = ModelFacts(1000, (None, None, 3), (0, 255), "graph", "channels_last", "mixed_float16", "softmax",
-                   123_456_789, "ab" * 32, tuple(layers))
+                   123_456_789, "ab" * 32, "fixer", tuple(layers))
 tables.show_model(model, "model.keras", True)
 facts = TrainingFacts("holdout", *4 * [full], 12920, 153362, 3, (), {}, ("a long warning " * 8,))
 tables.show_training(facts, Path("patch.h5"))
@@ -496,6 +498,7 @@ def test_line_that_repeats_a_run_says_all_its_settings(
     assert shlex.split(found)[:3] == shlex.split(f"fixpatch {expected}")[:3]
 
 
+@pytest.mark.slow
 def test_csv_with_a_bar_and_a_report(place: Path) -> None:
     line = "eval --attack fgsm --attacker patched --eps 0.9 --limit 4 --csv --fail-under 1 --report r.html"
     result = call(*line.split())

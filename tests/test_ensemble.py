@@ -22,6 +22,7 @@ def members(base: Base, patch_file: str) -> list[keras.Model]:
     return [base.logits, as_base(load_patch(patch_file).apply(base), input_range=base.input_range).logits]
 
 
+@pytest.mark.slow
 def test_joint_loss_and_gradient_are_the_sums_of_the_members(members: list, unseen: ImageSet) -> None:
     x, y = unseen.to_range((0, 1))[:10], unseen.y[:10]
     each = [KerasClassifier(member, lean=False) for member in members]

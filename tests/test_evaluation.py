@@ -211,6 +211,7 @@ def test_a_surrogate_is_trained_on_the_attackers_own_images(
     assert {score.made_on for score in again[0]} == {"-", "surrogate", "base+surrogate"}
 
 
+@pytest.mark.slow
 def test_training_images_among_the_test_images_are_counted_and_a_weak_attack_is_said_to_prove_little(
     base: Base, patch: Patch, small: ImageSet
 ) -> None:
@@ -221,6 +222,7 @@ def test_training_images_among_the_test_images_are_counted_and_a_weak_attack_is_
     assert (verdicts["images unseen"], verdicts["base falls"]) == ("warn", "warn")
 
 
+@pytest.mark.slow
 def test_the_base_alone(base: Base, unseen: ImageSet) -> None:
     result = fixpatch.evaluate(base, None, unseen, attacks=["fgsm"])
     assert [(row["model"], row["attacker"], row["made_on"]) for row in result.rows] == [

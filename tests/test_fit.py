@@ -95,6 +95,7 @@ def test_interrupted_inside_a_checkpoint_resumes_from_the_one_before(
     assert same(whole, resumed)
 
 
+@pytest.mark.slow
 def test_stops_early_but_never_in_the_first_half(base: Base, pairs: tuple, tmp_path: Path) -> None:
     never_better = TrainingConfig(epochs=8, batch_size=40, patience=1, learning_rate=1e-12)
     _, history, chosen = fitted(base, pairs, never_better, tmp_path / "fit")

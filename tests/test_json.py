@@ -272,6 +272,7 @@ def test_what_is_no_number_becomes_null(capsys: pytest.CaptureFixture) -> None:
     assert result["base_clean"] == {"value": None, "low": None, "high": None, "n": 0}
 
 
+@pytest.mark.slow
 def test_base_alone(outputs: dict[str, Result], place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
     line = "eval --no-patch --data small --attack fgsm --limit 10 --json -q"

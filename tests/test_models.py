@@ -313,6 +313,7 @@ print(json.dumps({name: fixpatch.load(name).fingerprint for name in sys.argv[1:]
 """
 
 
+@pytest.mark.slow
 def test_the_fingerprint_is_the_same_in_every_format_and_process(files: Path) -> None:
     names = sorted(path.name for path in files.iterdir())
     found = json.loads(run(FINGERPRINTS, files, *names).splitlines()[-1])

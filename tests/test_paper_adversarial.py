@@ -39,6 +39,7 @@ def outcome(task: Task) -> Outcome:
     return fit_whole(task, **RATE, epochs=1)
 
 
+@pytest.mark.slow
 def test_the_base_stays_and_every_weight_of_the_copy_moves(task: Task, outcome: Outcome, model_file: Path) -> None:
     base = fixpatch.load(model_file)
     before, after = base.model.get_weights(), outcome.defended.model.get_weights()

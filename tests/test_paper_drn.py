@@ -113,6 +113,7 @@ def trained(task: Task) -> tuple[Outcome, list[np.ndarray]]:
     return drn.fit_drn(task, learning_rate=0.1, epochs=3, **OWN), before
 
 
+@pytest.mark.slow
 def test_training_learns_and_leaves_the_base_alone(trained, task):
     outcome, before = trained
     losses = [row["loss"] for row in outcome.history]
@@ -146,6 +147,7 @@ def test_another_training_takes_the_scores_from_the_cache(trained, task, monkeyp
     assert density.shape == (50, 10, 8) and len(y) == 50 and [len(each) for each in held] == [10, 10, 10]
 
 
+@pytest.mark.slow
 def test_fixpatch_attacks_the_defence_and_judges_it(trained, task, unseen):
     defended, few = trained[0].defended, unseen.take(np.arange(0, 40, 4))
     assert defended.head == "logits" and not defended.channels_first

@@ -124,6 +124,7 @@ def test_a_row_is_run_resumed_skipped_and_run_again(bench, capsys, monkeypatch):
         rows.run_row(row, "small", bench("--again"))
 
 
+@pytest.mark.slow
 def test_the_base_alone_becomes_a_page_and_a_picture(bench, tmp_path, capsys, monkeypatch):
     made = bench("--rows", "base")
     rows.run_row(ROWS["base"], "small", made)

@@ -282,6 +282,7 @@ def test_model_from_variable_and_file(place: Path) -> None:
     assert call("inspect", FIXPATCH_MODEL="other.keras").exit_code == 2
 
 
+@pytest.mark.slow
 def test_training_reads_the_whole_file(place: Path) -> None:
     text = """
     data = "small"

@@ -53,6 +53,7 @@ def test_an_interrupted_evaluation_goes_on_to_the_same_figures_and_only_with_the
     assert replace(resumed, seconds={}) == replace(whole, seconds={})
 
 
+@pytest.mark.slow
 def test_there_may_be_nothing_to_go_on_with(place: Path, small_folder: Path) -> None:
     said: list[str] = []
     listener = Listener()

@@ -115,6 +115,7 @@ def test_a_new_run_takes_nothing_of_another_ones_surrogate(
     assert not (state / "surrogate" / "surrogate.h5").exists()
 
 
+@pytest.mark.slow
 def test_a_surrogate_that_is_stronger_or_weaker_than_meant_is_in_the_warnings(
     base: Base, patch: Patch, small: ImageSet
 ) -> None:

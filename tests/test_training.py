@@ -33,6 +33,7 @@ def test_patch_wins_accuracy_back_and_the_base_is_bit_identical(base: Base, digi
     assert figures["patch", "none"] > 0.8
 
 
+@pytest.mark.slow
 def test_the_same_run_gives_the_same_bytes(model_file: Path, small: ImageSet, patch_file: Path) -> None:
     again = fixpatch.train(fixpatch.load(model_file), small, SPLITS, **QUICK)
     assert patchfile.to_bytes(again.content) == patch_file.read_bytes()
