@@ -98,6 +98,8 @@ def attack_has_converged(evidence: Evidence) -> Answer:
     probes = evidence.probes
     if probes is None:
         return OPEN, NOT_PROBED, {}
+    if evidence.unrest > UNREST:
+        return OPEN, "The model's answers are random: attacked again, it loses other images by chance alone.", {}
     at_first, longer, restarted = map(Rate.of, (probes.attacked, probes.longer, probes.restarted))
     numbers = {"attacked": at_first.value, "longer": longer.value, "restarted": restarted.value, "low": at_first.low}
     standing = int(probes.attacked.sum())

@@ -21,7 +21,7 @@ from fixpatch.training import versions
 
 GAP = 0.1
 Array = np.ndarray
-UNATTACKED = "not established: nobody who has the patched model attacked it; such an attacker may do better"
+UNATTACKED = "not established: nobody who has the {0} model attacked it; such an attacker may do better"
 
 
 def conclude(
@@ -75,7 +75,7 @@ def conclude(
         checks=checks,
         curves=probes.curves,
         verdict=verdict(checks, plan.attackers, patched=arena.defence is not None),
-        warnings=(*_warnings(scores, plan.attackers, arena.defence is not None, source), *plan.notes),
+        warnings=(*_warnings(arena, scores, plan.attackers, source), *plan.notes),
         seconds=seconds,
         cached=cached,
         versions=versions(),
@@ -120,6 +120,8 @@ def doubt_surrogate(arena: Arena, surrogate: Patch | ImageSet | None) -> Iterato
         return
     hashes = surrogate.content.hashes if isinstance(surrogate, Patch) else surrogate.hashes()
     shared = 0 if hashes is None else count_hashes(hashes, arena.images)
+    if hashes is None:
+        yield "the surrogate does not say which images it was trained on: it may have seen these"
     if shared:
         yield f"the surrogate is trained on {shared:,} of these {len(arena.images):,} images: it may be too strong"
     if isinstance(surrogate, Patch) and arena.patch is not None:
@@ -129,6 +131,8 @@ def doubt_surrogate(arena: Arena, surrogate: Patch | ImageSet | None) -> Iterato
                 f"the surrogate sits after {', '.join(other)}, the patch after {', '.join(own)}: "
                 "an attacker who knows the splits may do better"
             )
+        if arena.patch.manifest.fixer != surrogate.manifest.fixer:
+            yield "the surrogate's modules have other settings: an attacker who knows those of the patch may do better"
 
 
 def count_hashes(hashes: Array, images: ImageSet) -> int:
@@ -137,23 +141,23 @@ def count_hashes(hashes: Array, images: ImageSet) -> int:
     return sum(row.tobytes() in known for row in images.hashes())
 
 
-def _warnings(scores: Sequence[Score], attackers: Sequence[str], defended: bool, source: str) -> tuple[str, ...]:
+def _warnings(arena: Arena, scores: Sequence[Score], attackers: Sequence[str], source: str) -> tuple[str, ...]:
     """Return what no check says: whom the figures leave out, and which images they are of."""
-    found = []
-    if defended and "patched" not in attackers:
-        found.append(UNATTACKED)
+    found, kind = [], "patched" if arena.patch else "defended"
+    if arena.defence is not None and "patched" not in attackers:
+        found.append(UNATTACKED.format(kind))
     if source == "holdout":
         found.append("these images chose the patch's epoch: the figures are optimistic; pass --data with unseen images")
-    return (*found, *_gaps(scores))
+    return (*found, *_gaps(scores, kind))
 
 
-def _gaps(scores: Sequence[Score]) -> Iterator[str]:
-    """Say where one who attacks the patched model itself does far better than one who knows the base only."""
+def _gaps(scores: Sequence[Score], kind: str) -> Iterator[str]:
+    """Say where one who attacks the defended model itself does far better than one who knows the base only."""
     left = {(s.attack, s.made_on): s.accuracy.value or 0.0 for s in scores if s.model == "patch" and not s.targets}
     for (attack, made_on), value in left.items():
         known = left.get((attack, "base"), 0.0)
         if made_on == "patched" and value < known - GAP:
             yield (
-                f"{attack} made on the patched model leaves it {100 * value:.0f} %, on the base {100 * known:.0f} %: "
-                "the patch stops attackers who have the base, not those who have the patch"
+                f"{attack} made on the {kind} model leaves it {100 * value:.0f} %, on the base {100 * known:.0f} %: "
+                "what stops attackers who have the base does not stop those who have that model"
             )

@@ -49,7 +49,7 @@ def defended_model(base: Base, defence: Defence) -> Base:
             f"Both are given the same images: as_base(model, input_range=({low:g}, {high:g})), or a Rescaling layer "
             "in front where the model was trained on another range.",
         )
-    return defence
+    return defence.anew()
 
 
 def digest_of_defence(defence: Defence | None) -> str | None:

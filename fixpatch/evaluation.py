@@ -97,7 +97,7 @@ def open_arena(
     listener: Listener | None = None,
 ) -> Arena:
     """Load the images and judge both models on them, in the input range that suits base and images."""
-    listener = listener or Listener()
+    listener, base = listener or Listener(), base.anew()
     if not isinstance(data, ImageSet):
         base = suit_recorded(base, Path(data))
     if defence is not None:
@@ -194,7 +194,8 @@ def evaluate_arena(
         runs = tuple(arena.attack(step.attacker, targets[step.made_on], step.config) for step in plan.steps)
     with timed(seconds, "checking"):
         listener.stage("checking", probe_runs(lead, len(probed.images), **wanted))
-        probes = measure_probes(probed, lead, thorough=plan.thorough, known=_already_made(arena, runs, lead, rows))
+        known = made_by_white_box(runs, "patched" if arena.defence else "base", lead, rows)
+        probes = measure_probes(probed, lead, thorough=plan.thorough, known=known)
     cached = sum(run.cached for run in runs)
     if cached:
         listener.say(f"note: {cached:,} of {count:,} adversarial images came from the cache")
@@ -218,10 +219,13 @@ def _find_surrogate(
     )
 
 
-def _already_made(arena: Arena, runs: Sequence[Run], config: AttackConfig, rows: np.ndarray) -> Run | None:
-    """Return what the white box's own run of `config` left of the images at `rows`; None where it made none."""
-    white_box = "patched" if arena.defence else "base"
-    made = (run for run in runs if (run.attacker, run.made_on, run.config) == (white_box, white_box, config))
+def made_by_white_box(runs: Sequence[Run], attacker: str, config: AttackConfig, rows: np.ndarray) -> Run | None:
+    """Return what the run of `config` by one who had the judged model left of the images at `rows`, if there was one.
+
+    Args:
+        attacker: `patched`, or `base` where the base is judged alone.
+    """
+    made = (run for run in runs if (run.attacker, run.made_on, run.config) == (attacker, attacker, config))
     return next((run.few(rows) for run in made), None)
 
 

@@ -57,7 +57,8 @@ class Base:
         logits: The same layers, giving float32 logits `(B, classes)`.
         head: `logits`, `softmax`, `sigmoid` or `probabilities`.
         input_range: Lowest and highest input value.
-        range_source: `given`, `graph` (its own preprocessing says so), `measured` on labelled images, or `assumed`.
+        range_source: `given`, `graph` (its own preprocessing says so), `recorded` by a file of adversarial images,
+            `measured` on labelled images, taken from a `patch` or another `defence`, or `assumed`.
         name: What to call it in messages.
     """
 
@@ -118,6 +119,10 @@ class Base:
         """
         configs = [_config(call.operation) for call in self.calls if not is_graph(call.operation)]
         return hashlib.sha256("\n".join([self.fingerprint, *configs]).encode()).hexdigest()
+
+    def anew(self) -> Base:
+        """Return the same with nothing remembered: whoever has the model may have trained it further since."""
+        return replace(self)
 
     def with_range(self, input_range: tuple[float, float], source: str) -> Base:
         """Return the same base with another input range."""

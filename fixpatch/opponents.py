@@ -10,30 +10,32 @@ from typing import Any
 import keras
 import numpy as np
 
+from fixpatch.basecheck import measure_base
 from fixpatch.cache import Cache, open_cache
 from fixpatch.classifier import KerasClassifier
 from fixpatch.clock import timed
 from fixpatch.config import Recipe
 from fixpatch.craft import Pairs, craft_pairs
 from fixpatch.data import ImageSet
+from fixpatch.errors import SettingError
 from fixpatch.figures import count_parameters, count_trainable
 from fixpatch.fit import fit_modules
 from fixpatch.graft import graft
 from fixpatch.models import Base, as_base
 from fixpatch.moving import fit_moving
 from fixpatch.results import EpochFacts, Listener
-from fixpatch.threats import AttackConfig, attack_named
+from fixpatch.threats import NAMED_ATTACKS, AttackConfig, attack_named
 
 
 def make_pairs(
     target: Base,
     images: ImageSet,
-    attack: str | AttackConfig | Sequence[AttackConfig] = "autopgd",
+    attack: str | AttackConfig | Sequence[str | AttackConfig] = "autopgd",
     *,
     views: int = 1,
     augment: str = "none",
     seed: int = 0,
-    folder: Path | None = None,
+    folder: str | Path | None = None,
     cache: Cache | str | Path | bool = True,
     advance: Callable[[int], None] = lambda done: None,
 ) -> Pairs:
@@ -50,25 +52,27 @@ def make_pairs(
         advance: Called with the number of images finished.
 
     Raises:
-        SettingError: Unknown attack.
+        DataError: The target is not better than chance on the images.
+        SettingError: Unknown attack, or none.
     """
-    attacks = (attack_named(attack),) if isinstance(attack, str) else attack
-    first = attacks if isinstance(attacks, AttackConfig) else attacks[0]
-    if folder:
-        folder.mkdir(parents=True, exist_ok=True)
-    return craft_pairs(
-        KerasClassifier(target.logits, input_range=target.input_range, loss=first.loss, precision=first.precision),
-        attacks,
-        images,
-        fingerprint=target.identity,
-        views=views,
-        preset=augment,
-        seed=seed,
-        channels_first=target.channels_first,
-        folder=folder,
-        cache=open_cache(cache),
-        advance=advance,
-    )
+    listed = (attack,) if isinstance(attack, (str, AttackConfig)) else attack
+    attacks = tuple(attack_named(each) if isinstance(each, str) else each for each in listed)
+    if not attacks:
+        raise SettingError("No attack is named.", f"Known: {', '.join(NAMED_ATTACKS)}.")
+    place = None if folder is None else Path(folder)
+    if place:
+        place.mkdir(parents=True, exist_ok=True)
+    kept = {"folder": place, "cache": open_cache(cache), "advance": advance}
+    target = measure_base(target.anew(), images)
+    return _attack_views(target, attacks, images, views=views, preset=augment, seed=seed, **kept)
+
+
+def _attack_views(target: Base, attacks: Sequence[AttackConfig], images: ImageSet, **settings: Any) -> Pairs:
+    """Attack views of `images` on `target`; settings as of `craft_pairs`."""
+    loss, precision = attacks[0].loss, attacks[0].precision
+    classifier = KerasClassifier(target.logits, input_range=target.input_range, loss=loss, precision=precision)
+    settings |= {"fingerprint": target.identity, "channels_first": target.channels_first}
+    return craft_pairs(classifier, attacks, images, **settings)
 
 
 @dataclass(frozen=True)
@@ -97,16 +101,9 @@ class Job:
 
     def craft(self, target: Base, images: ImageSet, **views: Any) -> Pairs:
         """Attack `target` on views of `images`; without `views`, on the images as they are, by every attack."""
-        return make_pairs(
-            target,
-            images,
-            self.recipe.attacks,
-            **(views or {"views": len(self.recipe.attacks)}),
-            seed=self.recipe.training.seed,
-            folder=self.folder / "pairs",
-            cache=self.cache or False,
-            advance=self.listener.advance,
-        )
+        settings = {"views": len(self.recipe.attacks), "seed": self.recipe.training.seed, **views}
+        kept = {"folder": self.folder / "pairs", "cache": self.cache, "advance": self.listener.advance}
+        return _attack_views(target, self.recipe.attacks, images, **settings, **kept)
 
     def say_size(self, pairs: str) -> None:
         """Say how much is trained, and on what."""
@@ -146,7 +143,7 @@ def _fit_on_base(job: Job, train: ImageSet, holdout: ImageSet) -> Fitted:
     data, turns = job.recipe.data, len(job.recipe.attacks)
     with timed(job.seconds, "crafting"):
         job.listener.stage("crafting", len(train) * data.views + len(holdout) * turns)
-        pairs = job.craft(job.base, train, augment=data.augment, views=data.views)
+        pairs = job.craft(job.base, train, preset=data.augment, views=data.views)
         kept_back = job.craft(job.base, holdout)
     job.say_size(f"{len(pairs):,}" + (f" ({pairs.cached:,} from the cache)" if pairs.cached else ""))
     with timed(job.seconds, "training"):

@@ -104,13 +104,13 @@ def train_recipe(
     require_tensorboard(logs)
     count = require_splits(base, recipe)
     listener = listener or Listener()
-    base = measure_base(base, images)
+    base = measure_base(base.anew(), images)
     if count:
         recipe = replace(recipe, splits=_measured_splits(base, images, recipe, count, folder, cache, listener))
     if resume and not (folder / NOTE).exists():
         listener.say(f"nothing to go on with in '{folder}'; starting anew")
     _claim_folder(folder, recipe, base, images, resume)
-    places = choose_places(base.model, recipe.splits, base.name, recipe.fixer.module)
+    places = choose_places(base.model, recipe.splits, base.name, recipe.fixer)
     modules = build_modules(base.model, places, recipe.fixer, recipe.training.seed)
     sides = split_holdout(images, recipe.data.holdout, recipe.training.seed, recipe.data.group_by)
     return _train(Job(base, images, recipe, modules, *sides, folder, cache, listener, logs), keep_hashes)
@@ -123,9 +123,9 @@ def require_splits(base: Base, recipe: Recipe) -> int | None:
         ModelError: No module of the recipe's can sit after one of them.
         SettingError: `auto` with a wrong number, or beside names.
     """
-    count = auto_count(recipe.splits, base, recipe.fixer.module)
+    count = auto_count(recipe.splits, base, recipe.fixer)
     if count is None:
-        choose_places(base.model, recipe.splits, base.name, recipe.fixer.module)
+        choose_places(base.model, recipe.splits, base.name, recipe.fixer)
     return count
 
 
@@ -176,7 +176,7 @@ def _train(job: Job, keep_hashes: bool) -> Patch:
 
 def _content(job: Job, figures: Figures, hashes: np.ndarray | None) -> PatchContent:
     base, recipe = job.base, job.recipe
-    places = choose_places(base.model, recipe.splits, base.name, recipe.fixer.module)
+    places = choose_places(base.model, recipe.splits, base.name, recipe.fixer)
     manifest = Manifest(
         splits=tuple(split_facts(place, recipe.fixer) for place in places),
         fixer=recipe.fixer,

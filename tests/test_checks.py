@@ -162,7 +162,7 @@ UNKNOWN = [
     (6, healthy(runs=())),
     (7, healthy(overlap=None)),
     *((number, alone()) for number in (7, 8, 10, 12)),
-    (8, healthy(unrest=0.5)),
+    *((number, healthy(unrest=0.5)) for number in (4, 8)),
     (9, healthy(worst=Rate.of([]))),
     (10, healthy(trained_with=None)),
     (10, healthy(runs=runs_without("patched", "black-box"))),

@@ -16,6 +16,7 @@ from fixpatch.cache import Cache
 from fixpatch.classifier import KerasClassifier
 from fixpatch.craft import Pairs, _software, craft_pairs, craft_shards
 from fixpatch.data import ImageSet
+from fixpatch.errors import SettingError
 from fixpatch.models import Base, load
 from fixpatch.threats import attack_named
 
@@ -61,6 +62,32 @@ def test_pairs_on_a_base_in_memory_are_those_in_a_folder(base: Base, small: Imag
     whole = [pairs.take(np.arange(20)) for pairs in (alone, kept, again)]
     assert all(np.array_equal(part, other) for parts in whole[1:] for part, other in zip(whole[0], parts, strict=True))
     assert np.abs(whole[0][1] - whole[0][0]).max() == pytest.approx(8 / 255, rel=1e-4)
+
+
+def test_pairs_are_made_in_the_range_that_suits_the_images(model_file: Path, small: ImageSet) -> None:
+    """As `train` does it: a range that is only assumed is measured, and a target that knows nothing is refused."""
+    image = keras.Input((8, 8, 1))
+    bytewise = keras.Model(image, keras.models.load_model(model_file)(keras.layers.Rescaling(1 / 255)(image)))
+    pairs = fixpatch.make_pairs(fixpatch.as_base(bytewise), small.take(range(0, 60, 3)), ["fgsm"], cache=False)
+    clean, adversarial, _ = pairs.take(np.arange(20))
+    assert clean.max() > 200 and np.abs(adversarial - clean).max() == pytest.approx(8, rel=1e-3)
+    with pytest.raises(SettingError, match="No attack is named"):
+        fixpatch.make_pairs(fixpatch.as_base(bytewise), small, [])
+
+
+def test_what_the_model_is_known_to_say_changes_no_pair(base: Base, small: ImageSet) -> None:
+    """In the second shard too: an image that is taken for wrong already would not be attacked."""
+    many = replace(small, x=np.concatenate([small.x, small.x[:10]]), y=np.concatenate([small.y, small.y[:10]]))
+    many = replace(many, names=(*small.names, *small.names[:10]))
+    assert len(many) > 64
+    known = KerasClassifier(base.logits, lean=False).predict(many.to_range((0, 1)))
+    made = [
+        list(craft_shards(KerasClassifier(base.logits), ATTACK, many, fingerprint="f", known=each))
+        for each in (None, known)
+    ]
+    assert len(made[0]) == 2
+    for one, other in zip(*made, strict=True):
+        assert np.array_equal(one.adversarial, other.adversarial)
 
 
 def test_kept_pairs_are_read_and_not_made_again(

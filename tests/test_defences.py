@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import keras
+import numpy as np
 import pytest
 
 import fixpatch
+from fixpatch.arena import Run
 from fixpatch.data import ImageSet
 from fixpatch.errors import ModelError, SettingError
-from fixpatch.evaluation import choose_plan, open_arena
+from fixpatch.evaluation import choose_plan, made_by_white_box, open_arena
 from fixpatch.models import Base, as_base
 from fixpatch.patches import load_patch
 from fixpatch.threats import attack_named
@@ -64,3 +66,31 @@ def test_both_models_take_the_same_images(base: Base, unseen: ImageSet) -> None:
 def test_the_base_takes_the_input_range_that_the_defended_model_was_told(base: Base, unseen: ImageSet) -> None:
     own = as_base(base.model, input_range=(0, 2))
     assert open_arena(base, own, unseen, cache=False).base.input_range == (0, 2)
+
+
+def test_a_model_that_was_trained_further_is_another(base: Base, small: ImageSet, tmp_path: Path) -> None:
+    """What the cache has of its old weights would say nothing about it."""
+    own = as_base(keras.models.clone_model(base.model), input_range=(0, 1), name="own")
+    own.model.set_weights(base.model.get_weights())
+    few, kept = small.take(range(6)), {"cache": tmp_path}
+    assert [fixpatch.make_pairs(own, few, "fgsm", **kept).cached for _ in range(2)] == [0, 6]
+    arenas = [open_arena(base, own, few, **kept)]
+    own.model.set_weights([weights * 0.9 for weights in own.model.get_weights()])
+    arenas.append(open_arena(base, own, few, **kept))
+    assert fixpatch.make_pairs(own, few, "fgsm", **kept).cached == 0
+    assert len({arena.defended.identity for arena in arenas}) == 2
+    assert open_arena(own, None, few, **kept).defended.identity == arenas[1].defended.identity
+
+
+def test_a_run_of_the_same_attack_is_taken_from_the_one_who_had_the_defended_model() -> None:
+    right = {"base": np.arange(4) < 2, "patch": np.arange(4) < 3}
+    mine, other = attack_named("pgd", steps=2), attack_named("pgd", steps=3)
+    runs = [
+        Run("base", "base", mine, right, 0),
+        Run("patched", "patched", other, right, 0),
+        Run("black-box", "patched", mine, right, 0),
+        Run("patched", "patched", mine, {name: ~each for name, each in right.items()}, 0),
+    ]
+    found = made_by_white_box(runs, "patched", mine, np.asarray([1, 3]))
+    assert found is not None and found.right["patch"].tolist() == [False, True]
+    assert made_by_white_box(runs[:3], "patched", mine, np.asarray([1, 3])) is None

@@ -135,3 +135,13 @@ def test_a_surrogate_as_it_is_meant_raises_no_doubt(
     assert list(doubt_surrogate(arena, small)) == list(doubt_surrogate(arena, patch)) == []
     assert list(doubt_surrogate(arena, None)) == []
     assert len(list(doubt_surrogate(arena, unseen))) == 1
+
+
+def test_a_surrogate_that_says_less_or_is_of_another_kind_raises_doubt(
+    base: Base, patch: Patch, unseen: ImageSet
+) -> None:
+    arena = open_arena(base, patch, unseen.take(np.arange(4)), cache=False)
+    manifest = replace(patch.manifest, fixer=replace(patch.manifest.fixer, activation="tanh"))
+    other = Patch(replace(patch.content, manifest=manifest, hashes=None))
+    silent, strange = doubt_surrogate(arena, other)
+    assert "does not say which images" in silent and "other settings" in strange
