@@ -110,7 +110,8 @@ def require_read(module: str, given: Iterable[str]) -> None:
         if name not in ("module", *own):
             raise SettingError(
                 f"{_flag(name)} means nothing to a {module} module.",
-                f"Leave it out; --module {module} has {', '.join(map(_flag, own))}.",
+                f"Leave it out; --module {module} has {', '.join(map(_flag, own))}. "
+                f"It may come from fixpatch.toml or FIXPATCH_{name.upper()}.",
             )
 
 

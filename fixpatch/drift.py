@@ -37,10 +37,13 @@ FIXERS = 2  # as in the paper
 WEAK = 0.2  # accuracy that an attack worth the name does not leave
 
 
-def auto_count(splits: Sequence[str], base: Base, module: str = "fixer") -> int | None:
+def auto_count(splits: Sequence[str], base: Base, config: FixerConfig | None = None) -> int | None:
     """Return how many modules `--split auto[:N]` asks for; None where `splits` names layers.
 
     A layer that is really called `auto` is meant by its name; `auto:1` is never one.
+
+    Args:
+        config: Of the modules; None for fixers as they are by default.
 
     Raises:
         SettingError: N is no positive whole number, the model has fewer places, or layers are named beside it.
@@ -60,7 +63,8 @@ def auto_count(splits: Sequence[str], base: Base, module: str = "fixer") -> int 
         raise SettingError(
             f"--split is '{match[0]}'; after 'auto:' comes a whole number of at least 1.", "Write --split auto:2."
         )
-    _list_candidates(base, {place.path for place in base.layers if not why_not(place, module)}, count)
+    config = config or FixerConfig()
+    _list_candidates(base, {place.path for place in base.layers if not why_not(place, config)}, count)
     return count
 
 

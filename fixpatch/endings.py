@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
@@ -21,6 +22,7 @@ DEBUG = "FIXPATCH_DEBUG"
 GROUPS = ("cache",)
 RESUMABLE = ("train", "eval")
 REFUSED, INTERRUPTED = 2, 130
+READER_GONE = 141  # 128 + SIGPIPE, as shells say it
 CRASHED = 70  # EX_SOFTWARE of BSD's sysexits.h; 1 is the answer of --fail-under
 # What shapes no figure: where pairs are kept on this machine, and how the run is shown.
 LOCAL = ("cache", "no_cache", "cache_cap", "tensorboard", "resume", "quiet", "verbose", "as_json", "as_csv")
@@ -33,7 +35,19 @@ NO_FIGURE = (
 
 
 class Commands(TyperGroup):
-    """Ends every command with one clear error: exit code 2, 130 when interrupted, 70 for a fault of fixpatch's own."""
+    """Ends every command with one clear error: exit code 2, 130 when interrupted, 70 for a fault of fixpatch's own.
+
+    Where whoever reads the output has gone, it ends in silence, with exit code 141.
+    """
+
+    def main(self, *args: Any, **settings: Any) -> Any:
+        """Read the line, and run it."""
+        try:
+            return super().main(*args, **settings)
+        except SystemExit as end:
+            if isinstance(end.__context__, BrokenPipeError):  # Typer and Rich make that a 1, the answer of --fail-under
+                end.code = READER_GONE
+            raise
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Keep the whole line, which an error and an interruption refer to."""
@@ -44,14 +58,14 @@ class Commands(TyperGroup):
         """Run the command."""
         line = ctx.meta["line"]
         try:
-            return super().invoke(ctx)
+            return self._deliver(ctx)
         except FixpatchError as error:
             _end(ctx, line, error, REFUSED, error)
         except KeyboardInterrupt:
             console.show_interrupted(line if ctx.invoked_subcommand in RESUMABLE else [])
             raise typer.Exit(INTERRUPTED) from None
         except Exception as error:
-            if isinstance(error, BrokenPipeError):  # whoever read the output has gone: Click ends in silence
+            if isinstance(error, BrokenPipeError):  # `main` ends it
                 raise
             if not hasattr(error, "exit_code"):
                 _crash(ctx, line, error)
@@ -62,6 +76,13 @@ class Commands(TyperGroup):
             _end(ctx, line, SettingError(error.format_message(), hint), REFUSED, error)
         finally:
             quarantine.dismiss()
+
+    def _deliver(self, ctx: Any) -> Any:
+        """Run the command, and send off all that it printed: when Python ends, it is too late to say what failed."""
+        try:
+            return super().invoke(ctx)
+        finally:
+            sys.stdout.flush()
 
 
 def _crash(ctx: typer.Context, line: Sequence[str], error: Exception) -> NoReturn:
@@ -92,9 +113,10 @@ def _command(ctx: typer.Context, line: Sequence[str]) -> str:
 
 
 def repeating(ctx: typer.Context) -> str:
-    """Return the command line that does again what this one does, from the start, wherever it is typed.
+    """Return the command line that does again what this one does, from the start, in this folder.
 
-    What variables and `fixpatch.toml` set is written out, and `--force` where there are files to replace by then.
+    What variables and `fixpatch.toml` set this time is written out (what they come to set later still counts), and
+    `--force` where there are files to replace by then.
     """
     name, *words = (word for word in ctx.meta["line"] if word != "--resume")
     model, flags = _settings_elsewhere(ctx)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import prod
 from typing import Any
 
 import keras
 from keras import layers
 
 from fixpatch.config import MODULES, FixerConfig
-from fixpatch.places import Place
+from fixpatch.places import Place, compares_positions
 
 MOMENTUM = 0.95  # of denoise's statistics: `fit.AVERAGE` says why
 
@@ -93,7 +92,7 @@ def build_denoise(place: Place, config: FixerConfig, *, name: str, seed: int = 0
     without a bias; the BatchNormalization after it starts with gamma 0, so that a fresh module changes nothing.
 
     Up to the sum all is computed in float32 (float64 in a float64 model): the dot product is cubic in the features.
-    Memory: `gaussian`, and `dot-product` where C > N, hold an N x N matrix per image.
+    Memory: `gaussian`, and `dot-product` where C > N, hold an N x N matrix per image (`places.LIMIT`).
 
     Args:
         place: Features of rank 3 (tokens, a class token among them), 4 or 5; sizes may be unknown.
@@ -112,7 +111,7 @@ def build_denoise(place: Place, config: FixerConfig, *, name: str, seed: int = 0
     with keras.name_scope(name):  # as in `build_fixer`
         # The channels go last inside: on most CPUs TensorFlow convolves nothing else.
         out = layers.Permute((*axes[1:], 1), name="last", dtype=exact)(features) if _channels_first(place) else features
-        out = _averaged(out, channels, config.similarity, exact)
+        out = _averaged(out, place.positions, config.similarity, exact)
         start = keras.initializers.GlorotUniform(seed=seed)
         conv = KERNELS[place.rank](channels, 1, use_bias=False, kernel_initializer=start, name="conv", dtype=exact)
         norm = layers.BatchNormalization(momentum=MOMENTUM, gamma_initializer="zeros", name="norm", dtype=exact)
@@ -123,10 +122,9 @@ def build_denoise(place: Place, config: FixerConfig, *, name: str, seed: int = 0
     return keras.Model(features, out, name=name)
 
 
-def _averaged(x: Any, channels: int, similarity: str, dtype: str) -> Any:
-    """Return `y` of `build_denoise` for features `(B, ..., C)`, in their shape."""
-    sizes = x.shape[1:-1]
-    number = None if None in sizes else prod(sizes)
+def _averaged(x: Any, number: int | None, similarity: str, dtype: str) -> Any:
+    """Return `y` of `build_denoise` for features `(B, ..., C)` of so many positions, in their shape."""
+    channels = x.shape[-1]
     flat = layers.Reshape((number or -1, channels), name="flat", dtype=dtype)(x)
     end = len(x.shape) - 1
     if similarity == "gaussian":
@@ -135,7 +133,7 @@ def _averaged(x: Any, channels: int, similarity: str, dtype: str) -> Any:
         weights = layers.Softmax(name="weights", dtype=dtype)(scores)
         return layers.Dot((end, 1), name="mean", dtype=dtype)([weights, flat])
     share = _shared(flat, number, dtype)
-    if number is None or channels <= number:  # the C x C matrix is the smaller one, or has at least a known size
+    if not compares_positions(similarity, number, channels):
         products = layers.Dot((1, 1), name="products", dtype=dtype)([share, flat])
         return layers.Dot((end, 1), name="mean", dtype=dtype)([x, products])
     scores = layers.Dot((end, 2), name="scores", dtype=dtype)([x, flat])

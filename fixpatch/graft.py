@@ -137,7 +137,7 @@ def _main_policy(base: Base) -> str:
 
 
 def _layer_facts(place: Place, config: FixerConfig, total: int) -> LayerFacts:
-    cost, reason = None, why_not(place, config.module)
+    cost, reason = None, why_not(place, config)
     if not reason:
         shapes = expected_shapes(split_facts(place, config), config)
         cost = sum(prod(shape) for shape in shapes.values())

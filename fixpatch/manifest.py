@@ -23,6 +23,11 @@ ADDED: dict[int, dict[str, tuple[str, ...]]] = {
     3: {"attack": ("targets",), "training": ("attacker",), "": ("more_attacks",)},
     4: {"fixer": ("similarity",)},
 }
+# Values of a text that came later than its key, in the same way.
+WIDENED: dict[int, dict[tuple[str, str], tuple[str, ...]]] = {
+    3: {("attack", "norm"): ("2",), ("attack", "name"): ("autopgd-dlr", "deepfool", "square", "noise")},
+    4: {("fixer", "module"): ("denoise",)},
+}
 
 
 # The one variable that is no free number: its root is divided by.
@@ -204,9 +209,15 @@ def canonical(manifest: Manifest, schema: int = SCHEMA) -> str:
     """Return JSON in the one form that a patch of that schema may hold: ASCII, sorted keys, no spaces, finite numbers.
 
     A setting that the schema has no key for is left out.
+
+    Raises:
+        ValueError: A setting has a value that came with a later schema.
     """
     keys: dict[str, Any] = asdict(manifest)
     for later in range(schema + 1, SCHEMA + 1):
+        for (part, name), values in WIDENED.get(later, {}).items():
+            value = keys[part][name]
+            require(value not in values, f"{part}.{name} is {value!r} under schema {schema}; it came with {later}")
         for part, names in ADDED[later].items():
             for name in names:
                 del (keys[part] if part else keys)[name]

@@ -129,7 +129,7 @@ def fill_modules(base: Base, content: PatchContent, delta: float | None = None) 
         config = replace(config, delta=delta)
     modules: dict[str, keras.Model] = {}
     recorded = {split.path: split for split in content.manifest.splits}
-    for place in choose_places(base.model, list(recorded), base.name, config.module):
+    for place in choose_places(base.model, list(recorded), base.name, config):
         split = recorded[place.path]
         # The file says for each split whether a ReLU follows; a newer rule for `auto` must not change an old patch.
         place = replace(place, non_negative=split.final_relu)  # noqa: PLW2901

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import keras
 
-from fixpatch.config import MODULES
+from fixpatch.config import MODULES, FixerConfig
 from fixpatch.errors import ModelError, did_you_mean
 from fixpatch.graph import Call, calls, class_name, is_graph, producer
 from fixpatch.heads import head_path
+
+MEBIBYTE = 2**20
+LIMIT = (
+    64 * MEBIBYTE
+)  # that one image's similarities may take: a step of 32 pairs holds 4 GiB then, and more for gradients
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,12 @@ class Place:
     def channels(self) -> int | None:
         """Number of channels."""
         return self.shape[self.channels_axis - 1]
+
+    @property
+    def positions(self) -> int | None:
+        """Number of vectors of channels in the features of one image; None where a size is unknown."""
+        sizes = [size for axis, size in enumerate(self.shape, 1) if axis != self.channels_axis]
+        return None if None in sizes else math.prod(size for size in sizes if size is not None)
 
 
 def list_places(model: keras.Model) -> tuple[Place, ...]:
@@ -108,25 +120,52 @@ def _why_not(place: Place, call: Call, head: set[int]) -> str:
     return ""
 
 
-def why_not(place: Place, module: str) -> str:
-    """Return why no `module` can sit at `place`; empty where one can."""
-    if place.reason or place.rank in MODULES[module].ranks:
+def why_not(place: Place, config: FixerConfig) -> str:
+    """Return why no module of that kind can sit at `place`; empty where one can.
+
+    Where the number of positions is unknown, so is the memory that a module needs: such a place passes.
+    """
+    if place.reason:
         return place.reason
-    takers = ", ".join(f"--module {name}" for name, kind in MODULES.items() if place.rank in kind.ranks)
-    return f"returns vectors, which have no positions to average over ({takers} takes them)"
+    if place.rank not in MODULES[config.module].ranks:
+        takers = ", ".join(f"--module {name}" for name, kind in MODULES.items() if place.rank in kind.ranks)
+        return f"returns vectors, which have no positions to average over ({takers} takes them)"
+    return _too_large(place, config)
 
 
-def choose_places(model: keras.Model, splits: Iterable[str], name: str, module: str = "fixer") -> tuple[Place, ...]:
+def compares_positions(similarity: str, positions: int | None, channels: int) -> bool:
+    """Tell whether a denoise module holds N x N similarities of positions, or the C x C products of channels."""
+    return similarity == "gaussian" or (positions is not None and channels > positions)
+
+
+def _too_large(place: Place, config: FixerConfig) -> str:
+    """Say so where the similarities of one image, in float32, are beyond the limit."""
+    number, channels = place.positions, place.channels
+    if "similarity" not in MODULES[config.module].settings or number is None or channels is None:
+        return ""
+    size = 4 * number * number
+    if size <= LIMIT or not compares_positions(config.similarity, number, channels):
+        return ""
+    other = "" if compares_positions("dot-product", number, channels) else ", or --similarity dot-product"
+    return (
+        f"has {number:,} positions, whose {config.similarity} similarities take {math.ceil(size / MEBIBYTE):,} MiB "
+        f"per image, with a limit of {LIMIT // MEBIBYTE} MiB; take a later layer{other}"
+    )
+
+
+def choose_places(
+    model: keras.Model, splits: Iterable[str], name: str, config: FixerConfig | None = None
+) -> tuple[Place, ...]:
     """Return the places named in `splits`, in the model's forward order.
 
     Args:
         name: What to call the model in an error.
-        module: What is to sit there.
+        config: What is to sit there; None for a fixer as it is by default.
 
     Raises:
-        ModelError: No splits, an unknown or repeated one, or a layer after which no `module` can sit.
+        ModelError: No splits, an unknown or repeated one, or a layer after which no such module can sit.
     """
-    splits = list(splits)
+    splits, config = list(splits), config or FixerConfig()
     places = {place.path: place for place in list_places(model)}
     listing = f"`fixpatch inspect {name}` lists the layers."
     if not splits or not all(splits):
@@ -139,6 +178,6 @@ def choose_places(model: keras.Model, splits: Iterable[str], name: str, module: 
         if split not in places:
             hint = f"{did_you_mean(split, places)} {listing}".strip()
             raise ModelError(f"No layer '{split}' in {name}.", hint)
-        if reason := why_not(places[split], module):
-            raise ModelError(f"No {module} can sit after '{split}' in {name}: it {reason}.", listing)
+        if reason := why_not(places[split], config):
+            raise ModelError(f"No {config.module} can sit after '{split}' in {name}: it {reason}.", listing)
     return tuple(place for path, place in places.items() if path in splits)

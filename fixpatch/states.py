@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import os
 import shutil
-import sqlite3
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from errno import EDQUOT, EFBIG, ENOSPC
+from io import RawIOBase
 from pathlib import Path
 
 from fixpatch.errors import FixpatchError, SettingError
 
 NOTE = "settings.json"
-LOCK, HOLDER = "lock.sqlite", "process"
-MORE_SPACE = "Free some space or name another place with --out."
+FULL = (ENOSPC, EDQUOT, EFBIG)
+HOLDER = "process"  # the file whose lock holds the folder, and which says whose it is
 
 
 @contextmanager
@@ -26,9 +27,11 @@ def state_beside(path: Path, suffix: str = ".state") -> Iterator[Path]:
         SettingError: Another process is at work there.
     """
     state = path.with_name(path.name + suffix)
-    with _alone_in(state):
+    with _alone_in(state, path):
         try:
             yield state
+        except BrokenPipeError:  # the reader of the output has gone, which says nothing about this folder
+            raise
         except (FixpatchError, OSError, RuntimeError) as error:
             if isinstance(error, RuntimeError) and "errno = " not in str(error):  # how HDF5 reports a full disk
                 raise
@@ -37,45 +40,53 @@ def state_beside(path: Path, suffix: str = ".state") -> Iterator[Path]:
                 shutil.rmtree(state, ignore_errors=True)
             if isinstance(error, FixpatchError):
                 raise
-            hint = f"What is finished stays in '{state}'; mend this and go on with --resume." if kept else MORE_SPACE
-            raise _cannot_keep(state, error, hint) from error
+            hint = f"What is finished stays in '{state}'; mend this and go on with --resume." if kept else None
+            raise _cannot_keep(state, path, error, hint) from error
         shutil.rmtree(state, ignore_errors=True)
 
 
-def _cannot_keep(state: Path, error: Exception, hint: str) -> FixpatchError:
+def _cannot_keep(state: Path, path: Path, error: Exception, hint: str | None = None) -> FixpatchError:
     reason = getattr(error, "strerror", None) or str(error).split(" (")[0]
-    return FixpatchError(f"Cannot keep the run in '{state}': {reason}.", hint)
+    full = getattr(error, "errno", None) in FULL or any(f"errno = {number}," in str(error) for number in FULL)
+    remedy = "Free some space" if full else f"See that '{state}' can be a folder to write to"
+    return FixpatchError(
+        f"Cannot keep the run in '{state}': {reason}.", hint or f"{remedy}, or choose another folder for '{path.name}'."
+    )
 
 
 @contextmanager
-def _alone_in(state: Path) -> Iterator[None]:
-    """Make the folder, and hold it for this process: the system lets go of it however the process ends.
-
-    SQLite knows how each system locks a file. Where the disk knows no locks, nothing is held.
-    """
+def _alone_in(state: Path, path: Path) -> Iterator[None]:
+    """Make the folder, and hold it for this process: the system lets go of it however the process ends."""
     try:
         state.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise _cannot_keep(state, error, MORE_SPACE) from error
+        raise _cannot_keep(state, path, error) from error
     with ExitStack() as held:
-        try:
-            lock = held.enter_context(closing(sqlite3.connect(state / LOCK, timeout=0, isolation_level=None)))
-            lock.execute("BEGIN IMMEDIATE")
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode == sqlite3.SQLITE_BUSY:
-                raise _refusal(state) from None
-        with suppress(OSError):
-            (state / HOLDER).write_text(str(os.getpid()))
+        _hold(state, held)
         yield
 
 
-def _refusal(state: Path) -> SettingError:
-    holder = "unknown"
-    with suppress(OSError):
-        holder = (state / HOLDER).read_text()[:20] or holder
+def _hold(state: Path, held: ExitStack) -> None:
+    """Lock the folder until `held` closes; hold nothing where the disk, or the system, knows no such locks."""
+    with suppress(ImportError, OSError):
+        import fcntl  # Windows has none
+
+        file = held.enter_context((state / HOLDER).open("ab+", buffering=0))  # "w" would empty another's note
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:  # all that says that another holds it; other errors say that nobody can
+            raise _refusal(state, file) from None
+        file.truncate(0)
+        file.write(str(os.getpid()).encode())
+
+
+def _refusal(state: Path, file: RawIOBase) -> SettingError:
+    file.seek(0)
+    holder = (file.read(20) or b"unknown").decode("ascii", "replace")
     return SettingError(
         f"Another run is going on in '{state}' (process {holder}).",
-        "Let it finish, or end it; or work on a copy of the file in another folder.",
+        "Let it finish, or end it; or work on a copy of the file in another folder. "
+        f"If there is no such process on any machine that shares the disk, remove '{state / HOLDER}'.",
     )
 
 

@@ -15,6 +15,7 @@ from fixpatch import patchfile
 from fixpatch.config import SIMILARITIES, FixerConfig, TrainingConfig, build_recipe
 from fixpatch.craft import craft_pairs
 from fixpatch.data import ImageSet
+from fixpatch.drift import auto_count
 from fixpatch.errors import ModelError, PatchError, SettingError
 from fixpatch.fit import fit_modules
 from fixpatch.fixers import build_denoise
@@ -88,11 +89,46 @@ def test_half_precision_neither_overflows_nor_rounds_the_average(similarity: str
 
 def test_vectors_have_no_positions(base: Base) -> None:
     with pytest.raises(ModelError, match=r"No denoise .*'pool_4'.* no positions .*--module fixer") as caught:
-        choose_places(base.model, ["pool_4"], "m.keras", "denoise")
+        choose_places(base.model, ["pool_4"], "m.keras", FixerConfig("denoise"))
     assert "inspect m.keras" in caught.value.hint
     costs = {layer.path: layer for layer in survey(base, FixerConfig("denoise")).layers}
     assert costs["pool_4"].cost is None and "no positions" in costs["pool_4"].reason
     assert costs["res_block_1"].cost == 32 * 32 + 4 * 32
+
+
+def sized(size: int | None, channels: int = 2) -> keras.Model:
+    """A model with two places: `wide` has `size` x `size` positions, `narrow` a quarter of each."""
+    layers = keras.layers
+    image = keras.Input((size, size, 1))
+    h = layers.MaxPooling2D(4, name="narrow")(layers.Conv2D(channels, 1, name="wide")(image))
+    return keras.Model(image, layers.Dense(3, name="output")(layers.GlobalAveragePooling2D()(h)), name="net")
+
+
+@pytest.mark.parametrize(
+    ("size", "channels", "similarity", "refused"),
+    [
+        (112, 2, "gaussian", r"'wide' in net: it has 12,544 positions.* 601 MiB .*64 MiB; .*--similarity dot-product"),
+        (112, 2, "dot-product", ""),  # holds C x C
+        (64, 2, "gaussian", ""),  # 64 MiB to the byte
+        (65, 4226, "gaussian", r"4,225 positions, whose gaussian .*a later layer\."),
+        (65, 4226, "dot-product", r"4,225 positions, whose dot-product .*a later layer\."),
+        (None, 2, "gaussian", ""),
+    ],
+)
+def test_what_holds_too_much_memory_is_refused(size: int | None, channels: int, similarity: str, refused: str) -> None:
+    base = fixpatch.as_base(sized(size, channels))
+    config = FixerConfig("denoise", similarity=similarity)
+    facts = {layer.path: layer for layer in survey(base, config).layers}
+    assert (facts["wide"].cost is None, bool(facts["wide"].reason)) == (bool(refused),) * 2
+    assert facts["narrow"].cost
+    if not refused:
+        assert choose_places(base.model, ["wide"], "net", config)
+        return
+    with pytest.raises(ModelError, match=refused):
+        choose_places(base.model, ["wide"], "net", config)
+    assert auto_count(["auto:1"], base, config) == 1
+    with pytest.raises(SettingError, match="2 places in net; there are 1"):
+        auto_count(["auto:2"], base, config)
 
 
 @pytest.mark.parametrize(
@@ -110,6 +146,7 @@ def test_a_setting_that_means_nothing_is_refused(module: str, setting: dict) -> 
     with pytest.raises(SettingError, match=f"{flag} means nothing to a {module} module") as caught:
         build_recipe("x", module=module, **setting)
     assert "--delta" in caught.value.hint
+    assert f"fixpatch.toml or FIXPATCH_{flag[2:].replace('-', '_').upper()}" in caught.value.hint
     assert build_recipe("x", module="denoise", delta=0.1, similarity="dot-product").fixer.delta == 0.1
 
 
@@ -161,7 +198,7 @@ def test_an_interrupted_training_ends_in_the_same_weights_and_statistics(
 
 def patch_of(base: Base, split: str, config: FixerConfig) -> Patch:
     """Return a patch whose module changes the features, as training leaves it."""
-    places = choose_places(base.model, [split], base.name, config.module)
+    places = choose_places(base.model, [split], base.name, config)
     modules = build_modules(base.model, places, config)
     stir(modules[split])
     manifest = Manifest(
@@ -232,7 +269,7 @@ def test_a_fresh_module_and_delta_0_are_the_base_to_the_bit() -> None:
     expected = plainly(base.model(X, training=False))
     for delta in (1.0, 0.0):
         config = replace(DENOISE, delta=delta)
-        modules = build_modules(base.model, choose_places(base.model, ["inner/a", "c"], "net", "denoise"), config)
+        modules = build_modules(base.model, choose_places(base.model, ["inner/a", "c"], "net", config), config)
         if not delta:
             for module in modules.values():
                 stir(module)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import shutil
 import signal
@@ -107,7 +109,65 @@ def test_one_process_at_a_time_and_a_dead_one_blocks_nobody(tmp_path: Path) -> N
     assert not list(tmp_path.iterdir())
 
 
+def test_what_lies_where_a_lock_belongs_stops_nobody(tmp_path: Path) -> None:
+    out, state = tmp_path / "out.h5", tmp_path / "out.h5.state"
+    (state / "process").mkdir(parents=True)
+    (state / "lock.sqlite").write_bytes(b"no database \xff" * 99)
+    with state_beside(out):
+        pass
+    assert not state.exists()
+    state.mkdir()
+    (state / "process").write_bytes(b"no number \xff" * 99)
+    with state_beside(out):
+        assert (state / "process").read_text() == str(os.getpid())
+        with pytest.raises(SettingError, match=rf"process {os.getpid()}\b") as refusal, state_beside(out):
+            pytest.fail("two at work in one folder")
+        assert str(state / "process") in refusal.value.hint
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP, errno.EACCES, errno.EBADF])
+def test_a_disk_without_locks_refuses_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    def know_no_locks(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", know_no_locks)
+    with state_beside(tmp_path / "out.h5"), state_beside(tmp_path / "out.h5"):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_system_without_such_locks_refuses_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "fcntl", None)  # as on Windows
+    with state_beside(tmp_path / "out.h5"), state_beside(tmp_path / "out.h5"):
+        pass
+
+
 def test_where_the_state_cannot_be_made_is_said(tmp_path: Path) -> None:
     (tmp_path / "out.h5.state").touch()
     with pytest.raises(FixpatchError, match="Cannot keep the run"), state_beside(tmp_path / "out.h5"):
         pytest.fail("there is a file in the way")
+
+
+@pytest.mark.parametrize(
+    ("error", "hint"),
+    [
+        (OSError(errno.ENOSPC, "full"), "Free some space, or choose another folder for 'patch.h5'."),
+        (RuntimeError("Can't write data (file write failed: errno = 28, no room)"), "Free some space, or "),
+        (OSError(errno.EFBIG, "too large"), "Free some space, or choose another folder for 'patch.h5'."),
+        (PermissionError(errno.EACCES, "no"), "can be a folder to write to, or choose another folder for 'patch.h5'."),
+    ],
+)
+def test_the_remedy_fits_what_went_wrong_and_every_command(tmp_path: Path, error: Exception, hint: str) -> None:
+    with (
+        pytest.raises(FixpatchError, match="Cannot keep the run") as said,
+        state_beside(tmp_path / "patch.h5", ".eval"),
+    ):
+        raise error
+    assert hint in said.value.hint
+    assert "--out" not in said.value.hint
+    assert ("space" in said.value.hint) == ("space" in hint)
+
+
+def test_a_reader_that_has_gone_is_no_fault_of_the_folder(tmp_path: Path) -> None:
+    with pytest.raises(BrokenPipeError), state_beside(tmp_path / "patch.h5"):
+        raise BrokenPipeError(errno.EPIPE, "gone")

@@ -8,7 +8,7 @@ import json
 import os
 import struct
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
@@ -69,12 +69,12 @@ def _write(folder: Path, data: bytes) -> Path:
     return folder / "patch.h5"
 
 
-def forged(folder: Path, change: Callable[[h5py.File], Any]) -> Path:
+def forged(folder: Path, change: Callable[[h5py.File], Any], schema: int = 4) -> Path:
     """Write a patch that `change` altered, with the right digest."""
     buffer = io.BytesIO(good_patch())
     with h5py.File(buffer, "r+") as file:
         change(file)
-    return _write(folder, sealed(buffer.getvalue()[HEADER:]))
+    return _write(folder, sealed(buffer.getvalue()[HEADER:], f"fixpatch patch\nschema {schema}\nsha256 {{digest}}\n"))
 
 
 def member(name: str, harm: str = "") -> Callable[[Change], Change]:
@@ -526,6 +526,44 @@ header(
 header("schema of tomorrow", "Slip past the checks of today.", "fixpatch patch\nschema 5\nsha256 {digest}\n")
 header(
     "schema of the past", "Slip past the checks of the newest schema.", "fixpatch patch\nschema 1\nsha256 {digest}\n"
+)
+
+
+def backdated(name: str, schema: int, keys: Sequence[str], edit: Callable[[h5py.File, dict[str, Any]], Any]) -> None:
+    """Add a kind under the number of an older `schema`, which lacks `keys`, with a value of a later one."""
+
+    def build(folder: Path, traps: Traps) -> Path:
+        def change(file: h5py.File) -> None:
+            manifest = json.loads(file["manifest"][()].tobytes())
+            for key in keys:
+                *outer, last = key.split(".")
+                del (manifest[outer[0]] if outer else manifest)[last]
+            edit(file, manifest)
+            _text(file, _canonical(manifest))
+
+        return forged(folder, change, schema)
+
+    build.__doc__ = "Have a reader of that schema take it for what it knows."
+    PATCHES.kind(name)(build)
+
+
+def _as_denoise(file: h5py.File, manifest: dict[str, Any]) -> None:
+    manifest["fixer"] |= {"module": "denoise", "compression": FixerConfig.compression}
+    for number, split in enumerate(manifest["splits"]):
+        split["final_relu"] = False
+        del file[f"fixers/{number:04d}"]
+        for name, shape in expected_shapes(SPLITS[number], FixerConfig("denoise")).items():
+            ones = np.ones(shape, "<f4")
+            file.create_dataset(f"fixers/{number:04d}/{name.replace('/', '.')}", data=ones, track_times=False)
+
+
+NEW_IN_3 = ("attack.targets", "training.attacker", "more_attacks")
+backdated("denoise under schema 3", 3, ["fixer.similarity"], _as_denoise)
+backdated(
+    "l2 attack under schema 2",
+    2,
+    ["fixer.similarity", *NEW_IN_3],
+    lambda file, manifest: manifest["attack"].update(norm="2"),
 )
 header("schema zero", "Slip past a comparison.", "fixpatch patch\nschema 0\nsha256 {digest}\n")
 header("schema with a sign", "Slip past a comparison.", "fixpatch patch\nschema +4\nsha256 {digest}\n")
