@@ -22,7 +22,7 @@ from defence import Outcome, Task
 from drn_layers import ClassScores, DistributionRegression, Marginals, ResizePad
 
 FGSM = attack_named("fgsm", eps="40/255")
-OWN = {"copies": 3, "bins": 8, "bandwidth": 0.1, "hidden": 4}
+OWN = {"copies": 3, "bins": 8, "bandwidths": (0.1, 0.3), "hidden": 4, "passes": 2}
 
 
 def place(layer: ResizePad, images: np.ndarray, draws: list) -> np.ndarray:
@@ -120,6 +120,7 @@ def test_training_learns_and_leaves_the_base_alone(trained, task):
     assert np.isfinite(losses).all() and losses[-1] < losses[0]
     assert outcome.score == max(row["val_score"] for row in outcome.history)
     assert outcome.history[outcome.epoch - 1]["val_score"] == outcome.score
+    assert (outcome.epochs, len(outcome.history), len({row["bandwidth"] for row in outcome.history})) == (6, 6, 1)
     for weight, old in zip(task.base.model.weights, before, strict=True):
         np.testing.assert_array_equal(np.asarray(weight), old)
 
@@ -143,8 +144,17 @@ def test_scores_are_the_same_whichever_were_kept(trained, task, monkeypatch):
 
 def test_another_training_takes_the_scores_from_the_cache(trained, task, monkeypatch):
     monkeypatch.setattr(drn, "forward", lambda model: None)  # would fail if it were called
-    (density, y), held = drn.measure_sides(replace(task, folder=task.folder.parent / "third"), drn.Settings(**OWN))
-    assert density.shape == (50, 10, 8) and len(y) == 50 and [len(each) for each in held] == [10, 10, 10]
+    scores = drn.measure_sides(replace(task, folder=task.folder.parent / "third"), drn.Settings(**OWN))
+    assert (scores.learn.shape, len(scores.y)) == ((50, 3, 10), 50)
+    assert [len(each) for each in (scores.clean, scores.attacked, scores.held_y)] == [10, 10, 10]
+
+
+def test_a_finished_training_is_read_and_is_the_same_model(trained, task, monkeypatch):
+    monkeypatch.setattr(drn, "measure_sides", lambda task, settings: None)  # would fail if it were used
+    again, whole = drn.fit_drn(task, learning_rate=0.1, epochs=3, **OWN), trained[0]
+    assert (again.score, again.history) == (whole.score, whole.history)
+    keras.layers.Dense(1)  # any layer: what Keras counts is no part of an identity
+    assert again.defended.identity == whole.defended.identity
 
 
 @pytest.mark.slow

@@ -165,8 +165,10 @@ def test_other_test_images_are_refused_and_as_many_steps_are_alike():
 def test_a_try_is_titled_by_its_images():
     tried = replace(result_of("fx-a", {"clean": 90}, 10), images={"test": 10, "training": 30, "holdout": 10})
     results = {("small", "fx-a"): tried}
-    assert "**Ours: 40 images, judged on 10. The paper: 10 %, 4,500 images**" in tables.show_table1(results)
-    assert list(charts.list_panels("table1", results)) == ["40 images"]
+    assert "**Ours: small, a try: 40 images, judged on 10. The paper: 10 %, 4,500 images**" in tables.show_table1(
+        results
+    )
+    assert list(charts.list_panels("table1", results)) == ["small, a try: 40 images"]
     assert tables.size_of({}, "10pct", ["fx-a"]) == "10 %, 4,500 images"
     assert tables.size_of({}, "full", ["fx-a"]) == "45,000 images"
 

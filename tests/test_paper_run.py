@@ -18,7 +18,7 @@ from test_examples import HELP
 import fixpatch
 from fixpatch.config import build_recipe
 from fixpatch.data import ImageSet
-from fixpatch.errors import DataError, FixpatchError
+from fixpatch.errors import DataError, FixpatchError, SettingError
 
 sys.path.append(str(Path(__file__).parents[1] / "examples" / "paper"))
 import charts
@@ -30,16 +30,15 @@ import record
 import render
 import rows
 import run
-import tables
 import tuning
 from bench import Bench
-from claims import CLAIMS, judge_claim
 from cycle import Cycle
 from defence import Outcome, Task
-from experiments import EXPERIMENTS, ROWS, SCALES, SPLITS, STAGES, find
+from experiments import EXPERIMENTS, ROWS, SPLITS, STAGES, find
 from network import build_resnet9
 from train_base import measure, train_base
 
+from fixpatch.evaluation import open_arena
 from fixpatch.threats import attack_named
 
 PAPER = Path(__file__).parents[1] / "examples" / "paper"
@@ -61,7 +60,7 @@ def data(tmp_path_factory: pytest.TempPathFactory, small: ImageSet, unseen: Imag
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """One learning rate, and FGSM alone: the shortest way through every step."""
     monkeypatch.setitem(run.ROWS, "fx-a", replace(ROWS["fx-a"], attack="fgsm"))
-    monkeypatch.setattr("experiments.RATES", {"fixers": (3e-3,)})
+    monkeypatch.setattr("experiments.RATES", dict.fromkeys(("fixers", "adversarial", "drn"), (3e-3,)))
     for name, stage in STAGES.items():
         monkeypatch.setitem(STAGES, name, replace(stage, attacks=("fgsm",)))
 
@@ -94,7 +93,7 @@ def result_of(bench: Bench) -> record.Result:
 
 @pytest.mark.slow
 def test_a_row_is_run_resumed_skipped_and_run_again(bench, capsys, monkeypatch):
-    row, one = ROWS["fx-a"], bench("--stages", "base")
+    row, one, two = ROWS["fx-a"], bench("--stages", "base"), ("--stages", "base,patched")
     monkeypatch.setattr(rows, "judge", cut_off)
     with pytest.raises(CutOffError):
         rows.run_row(row, "small", one)
@@ -108,20 +107,31 @@ def test_a_row_is_run_resumed_skipped_and_run_again(bench, capsys, monkeypatch):
     shown = {(each["attack"], each["attack_labels"]) for each in first.figures}
     assert shown == {("clean", "true"), ("fgsm", "true"), ("fgsm", "predicted")}
 
-    rows.run_row(row, "small", bench())
+    rows.run_row(row, "small", bench(*two))
     both = result_of(one)
     assert (list(both.stages), both.figures[:3]) == (["base", "patched"], first.figures)
     assert both.figures[-1]["made_on"] == "patched"
     assert both.figures[-1]["n"] == 5
 
-    monkeypatch.setattr(rows, "train", cut_off)
-    rows.run_row(row, "small", bench())
+    rows.run_row(row, "small", bench(*two))
     assert "done already" in capsys.readouterr().out
+    for changed, fault in ((["--epochs", "3"], "other settings .epochs, full"), (["--limit", "9"], "Stage 'base'")):
+        with pytest.raises(SettingError, match=fault):
+            rows.run_row(row, "small", bench(*two, *changed))
+    assert result_of(one) == both
+    assert (both.commit, both.stages["base"]["commit"]) == (one.commit, one.commit)
+
+    rows.run_row(row, "small", bench(*two, "--judge-again"))
+    said, third = capsys.readouterr().out, result_of(one)
+    assert "trying" not in said
+    assert (third.defends, third.seconds["training"]) == (both.defends, both.seconds["training"])
+    monkeypatch.setattr(rows, "judge", cut_off)
     with pytest.raises(CutOffError):
-        rows.run_row(row, "small", bench("--epochs", "3"))
-    assert "other settings (epochs)" in capsys.readouterr().out
+        rows.run_row(row, "small", bench(*two, "--again"))
+    assert "trying" in capsys.readouterr().out  # it is trained anew, whatever its state held
     with pytest.raises(CutOffError):
-        rows.run_row(row, "small", bench("--again"))
+        rows.run_row(row, "small", bench(*two))  # and goes on from there
+    assert "trying" not in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -131,10 +141,9 @@ def test_the_base_alone_becomes_a_page_and_a_picture(bench, tmp_path, capsys, mo
     monkeypatch.setattr(rows, "judge", cut_off)
     rows.run_row(ROWS["base"], "small", made)
     assert "done already" in capsys.readouterr().out
-    for changed in (["--limit", "9"], ["--again"], ["--seed", "1"]):
-        with pytest.raises(CutOffError):
+    for changed in (["--limit", "9"], ["--seed", "1"]):
+        with pytest.raises(SettingError, match="other settings"):
             rows.run_row(ROWS["base"], "small", bench(*changed))
-    assert "other settings (seed)" in capsys.readouterr().out
     text = (made.args.results / "table1-small-base.json").read_text()
     assert str(tmp_path) not in text
     assert json.loads(text)["command"].startswith("python examples/paper/run.py table1 --scale small --rows base")
@@ -161,32 +170,6 @@ def test_the_page_shows_what_the_results_say():
         assert drawn == (PAPER / "figures" / f"{experiment}.png").exists()
 
 
-def test_every_claim_rests_on_rows_and_attacks_that_run():
-    for claim in CLAIMS:
-        for row, attack in claim.needs:
-            stages = next(spec.stages for spec in reversed(EXPERIMENTS.values()) if row in spec.rows)
-            attacked = {name for stage in stages for name in STAGES[stage].attacks}
-            assert attack in {"clean", *attacked}, (claim.text, row)
-
-
-def test_a_claim_is_true_or_false_by_its_figures(tmp_path):
-    def result(clean: float, attacked: float) -> record.Result:
-        facts = {"stage": "base", "attacker": "base", "attack_labels": "predicted"}
-        figures = [
-            {**facts, "attack": "clean", "accuracy": clean},
-            {**facts, "attack": "autopgd", "accuracy": attacked},
-        ]
-        empty = {name: {} for name in ("versions", "machine", "images", "settings")}
-        return record.Result("table1", "x", "1pct", "", 0, commit="", figures=figures, **empty)
-
-    claim = next(each for each in CLAIMS if "at least 12 points" in each.text)
-    held = {("1pct", "fx-a"): result(0.85, 0.4), ("1pct", "adv"): result(0.70, 0.4)}
-    assert judge_claim(claim, held)[0] == "true"
-    assert judge_claim(claim, held | {("1pct", "adv"): result(0.74, 0.4)})[0] == "false"
-    assert judge_claim(claim, held | {("1pct", "adv"): result(0.70, 0.5)})[0] == "false"
-    assert judge_claim(claim, {("1pct", "fx-a"): result(0.85, 0.4)}) == ("not measured", "-")
-
-
 def test_a_result_that_is_none_is_refused(tmp_path):
     (tmp_path / "a.json").write_text('{"schema": 1, "row": "base"}')
     with pytest.raises(DataError, match=r"'.*a.json' is no result"):
@@ -198,7 +181,7 @@ def test_tuning_takes_the_best_rate_and_passes_over_one_that_diverged(tmp_path, 
 
     def fit(task: Task, *, learning_rate: float, epochs: int) -> Outcome:
         tried.append((learning_rate, epochs))
-        if learning_rate == 1e-2:
+        if learning_rate == 1e-2 or (learning_rate, epochs) == (3e-3, 9):
             raise FixpatchError("Training diverged: the loss is no number any more.")
         return Outcome(None, {1e-3: 0.6, 3e-3: 0.7}[learning_rate], 1, epochs, 0.0, ())
 
@@ -206,11 +189,55 @@ def test_tuning_takes_the_best_rate_and_passes_over_one_that_diverged(tmp_path, 
     monkeypatch.setattr("experiments.RATES", {"fixers": (1e-3, 3e-3, 1e-2)})
     task = Task(None, None, FGSM, tmp_path / "row")
     row = replace(ROWS["fx-a"], settings={})
-    tuned = tuning.train_row(row, task, epochs=9, tuning_epochs=2, say=lambda text: None)
-    assert tried == [(1e-3, 2), (3e-3, 2), (1e-2, 2), (3e-3, 9)]
+    tuned = tuning.train_row(row, task, epochs=9, tuning_epochs=2, commit="a", say=lambda text: None)
+    assert tried == [(1e-3, 2), (3e-3, 2), (1e-2, 2), (3e-3, 9), (1e-3, 9)]
     assert tuned.scores == {"0.001": 0.6, "0.003": 0.7, "0.01": None}
-    with pytest.raises(FixpatchError, match="with each learning rate of 1, 2"):
-        tuning.choose_rate({"1": None, "2": None})
+    assert (tuned.rate, tuned.diverged, tuned.commits) == (1e-3, (3e-3,), ("a",))
+    later = tuning.train_row(row, task, epochs=9, tuning_epochs=2, commit="b", say=lambda text: None)
+    assert tried[5:] == [(1e-3, 9)]  # read again
+    assert (later.commits, later.seconds) == (("a",), tuned.seconds)  # it was finished by then
+    monkeypatch.setattr("experiments.RATES", {"fixers": (1e-2,)})
+    with pytest.raises(FixpatchError, match="with each learning rate of"):
+        tuning.train_row(row, replace(task, folder=tmp_path / "other"), epochs=9, tuning_epochs=2)
+
+
+def test_seconds_of_an_interrupted_training_are_counted(tmp_path):
+    (tmp_path / "fit.seconds").write_text("100.0")
+    with pytest.raises(CutOffError), tuning.clocked(tmp_path / "fit.seconds"):
+        raise CutOffError
+    assert tuning.read_seconds(tmp_path / "fit.seconds") >= 100
+
+
+def test_settings_hold_the_defaults_and_the_code_that_trained(bench, monkeypatch):
+    made, row = bench(), ROWS["drn"]
+    described = {name: rows.describe_row(ROWS[name], "small", made) for name in ("fx-a", "adv-moving", "drn")}
+    assert described["fx-a"]["full"]["fixer"]["compression"] == 4
+    assert described["adv-moving"]["full"]["batchnorm"] == "trained"
+    assert described["drn"]["full"]["hidden"] == 10
+    assert all(each["recipe"] == rows.RECIPE for each in described.values())
+    stage = judging.describe_stage(STAGES["patched"], row, made.test(row, "small"))
+    assert stage["target"]["copies"] == 8
+    assert stage["attacks"][0]["steps"] == 1
+    before = rows.state_folder(row, "small", described["drn"], made)
+    monkeypatch.setattr(rows, "versions", lambda: {"keras": "another"})
+    assert rows.state_folder(row, "small", described["drn"], made) != before
+
+
+@pytest.mark.parametrize("name", ["autopgd", "fgsm"])
+def test_what_is_derived_is_what_the_attack_leaves(base, patch_file, unseen, name):
+    few = replace(unseen, y=np.where(np.arange(40) % 4, unseen.y, (unseen.y + 1) % 10))  # which the base gets wrong
+    arena = open_arena(base, fixpatch.load_patch(patch_file), few, cache=False)
+    spared, target = judging.spare(arena), arena.target("base")
+    predicted, true = (attack_named(name, eps="40/255", attack_labels=each) for each in ("predicted", "true"))
+    assert not arena.models["base"].clean.all()
+    spared.attack("base", target, predicted)
+    derived, whole = spared.attack("base", target, true), arena.attack("base", target, true)
+    assert (derived.config, derived.outside) == (whole.config, whole.outside)
+    for model in ("base", "patch"):
+        assert np.array_equal(derived.right[model], whole.right[model])
+    assert not all(
+        np.array_equal(spared.attack("base", target, predicted).right[m], whole.right[m]) for m in whole.right
+    )
 
 
 def test_every_trained_row_has_a_trainer_and_as_many_rates():
@@ -304,11 +331,6 @@ def test_an_interrupted_base_goes_on_to_the_same_weights(small, tmp_path):
     assert fixpatch.as_base(whole).classes == 10
 
 
-def test_tables_say_what_was_not_run():
-    assert tables.show_table1({}).count(f"ours: {tables.NOT_RUN}") == len(EXPERIMENTS["table1"].rows)
-    assert set(SCALES) == set(tables.SIZES)
-
-
 @pytest.mark.slow
 def test_patches_of_a_folder_are_split_by_group_and_get_a_base(small_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(hist, "SIDE", 16)
@@ -332,6 +354,10 @@ def test_patches_of_a_folder_are_split_by_group_and_get_a_base(small_folder, tmp
     assert bench.base.classes == len(small_folder_classes(small_folder))
     assert (tmp_path / "b.keras").exists()
     assert len(bench.training("small")) == len(train)
+    with pytest.raises(DataError, match="takes images"):
+        hist.require_fit(bench.base, replace(train, classes=(*train.classes, "more")))
+    monkeypatch.setattr(sys, "argv", ["run.py", "hist"])
+    assert run.parse().base.name == "hist.keras"
     assert "--group-by" in bench.command(ROWS["hist-fx-a"], "small")
 
 

@@ -7,6 +7,7 @@ for every batch. `fit_whole` does both, and trains a base with denoise blocks in
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
@@ -17,7 +18,7 @@ import keras
 import numpy as np
 from defence import Outcome, Task
 from keras import ops
-from pairing import MADE_ON, Batch, Batches, make_batches
+from pairing import MADE_ON, Batch, Batches, make_batches, weaken
 
 import fixpatch
 from fixpatch.config import FixerConfig, TrainingConfig
@@ -81,13 +82,13 @@ def fit_whole(task: Task, **settings: Any) -> Outcome:
     """Train a copy of the base as `Settings` say; an interrupted training goes on after its last finished epoch.
 
     Returns:
-        Its history has `val_score` of the pairs that choose, and `base_score` or `moving_score` of others.
+        Its history has `val_score` of the pairs that choose, and `base_score` where these are made on the moving model.
 
     Raises:
-        SettingError: An unknown setting's value, or `task.folder` has a training with other settings.
+        SettingError: An unknown setting's value.
     """
     how, began = Settings(**settings), time.perf_counter()
-    claim_state(task.folder, task.settings(**asdict(how)), resume=True)
+    claim(task, how)
     keras.utils.set_random_seed(task.seed)
     learner = copy_base(task, how)
     with progress(quiet=False) as listener:
@@ -99,13 +100,30 @@ def fit_whole(task: Task, **settings: Any) -> Outcome:
     return Outcome(defended, history[best]["val_score"], best + 1, len(history), time.perf_counter() - began, history)
 
 
+def describe(task: Task, *, epochs: int, **settings: Any) -> dict[str, Any]:
+    """Return all settings but the learning rate, which tuning finds, and the attack on the moving model."""
+    how = Settings(learning_rate=0.0, epochs=epochs, **settings)
+    facts = {name: value for name, value in asdict(how).items() if name != "learning_rate"}
+    return {**facts, "moving_attack": asdict(weaken(task.attack, how.steps))}
+
+
+def claim(task: Task, how: Settings) -> None:
+    """Take `task.folder` for this training; what one with other settings, or another fixpatch, left there goes."""
+    settings = task.settings(**asdict(how))
+    try:
+        claim_state(task.folder, settings, resume=True)
+    except SettingError:
+        shutil.rmtree(task.folder / "fit", ignore_errors=True)
+        claim_state(task.folder, settings, resume=False)
+
+
 def copy_base(task: Task, how: Settings) -> fixpatch.Base:
     """Return a copy of the base with variables of its own, all free to move, and the modules grafted in."""
     model = keras.models.clone_model(task.base.model)
     model.set_weights(task.base.model.get_weights())
     if how.module:
-        places = choose_places(model, how.splits, task.base.name, how.module)
         shape = FixerConfig(module=how.module, **how.shape)
+        places = choose_places(model, how.splits, task.base.name, shape)
         model = graft(model, build_modules(model, places, shape, task.seed))
     model.trainable = True
     return fixpatch.as_base(model, input_range=task.base.input_range)

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from defence import Task
-from experiments import DEFAULTS, EXPERIMENTS, SCALES, Row, find
+from experiments import DEFAULTS, EXPERIMENTS, ROWS, SCALES, Row, find
 from judging import Test
+from record import commit
 
 import fixpatch
 
@@ -26,11 +27,17 @@ class Bench:
 
     Args:
         args: The command line, as `run.parse` reads it.
+
+    Attributes:
+        commit: Of the code, as it was when the command started.
     """
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args, self.experiment = args, EXPERIMENTS[args.experiment]
         self.cache: Path | bool = args.cache or True
+        self.commit = commit()
+        for name in {each for row in ROWS.values() for each in (row.trainer, row.target) if each}:
+            find(name)  # now, from the files of that commit: hours later they may be others
 
     @property
     def scales(self) -> tuple[str, ...]:

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments import EXPERIMENTS, ROWS, SCALES
-from lookup import ATTACKS, Results, accuracy, scale_with
-from tables import NAMES, SIZES
+from tables import ATTACKS, LARGEST_FIRST, NAMES, Results, figure, size_of
 
 # Okabe and Ito's colours, which stay apart for the colour-blind too; each with a marker of its own.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#777777", "#000000", "#f0e442")
@@ -24,39 +23,43 @@ def list_panels(experiment: str, results: Results) -> Panels:
     if experiment == "data-size":
         return _drop_empty(
             {
-                ROWS[name].title: {SIZES[scale]: _points(results, scale, name) for scale in SCALES}
+                ROWS[name].title: {
+                    size_of(results, scale, spec.rows): _points(results, scale, name) for scale in SCALES
+                }
                 for name in spec.rows
                 if name != "base"
             }
         )
     scale = _fullest(results, spec.rows)
+    size = size_of(results, scale, spec.rows)
     if experiment == "train-attack":
         kinds = {"AutoPGD": ("fx-a", "adv", "denoise", "drn")}
         kinds |= {NAMES[each]: (f"fx-a-{each}", f"adv-{each}", f"denoise-{each}", "drn") for each in ("fgsm", "cw")}
         return _drop_empty(
             {
-                f"trained on {kind}, {SIZES[scale]}": {ROWS[n].title: _points(results, scale, n) for n in names}
+                f"trained on {kind}, {size}": {ROWS[n].title: _points(results, scale, n) for n in names}
                 for kind, names in kinds.items()
             }
         )
     shown = {ROWS[name].title: _points(results, scale, name) for name in spec.rows if not name.endswith("base")}
-    return _drop_empty({SIZES[scale]: shown})
+    return _drop_empty({size: shown})
 
 
 def base_points(experiment: str, results: Results) -> Points:
     """Return the base's accuracies, which the dashed lines show."""
     name = "hist-base" if experiment == "hist" else "base"
-    return _points(results, scale_with(results, [name]) or "small", name)
+    scales = (_fullest(results, EXPERIMENTS[experiment].rows), *LARGEST_FIRST)
+    return next((points for scale in scales if (points := _points(results, scale, name))), {})
 
 
 def _points(results: Results, scale: str, name: str) -> Points:
-    found = {attack: accuracy(results.get((scale, name)), attack) for attack in ATTACKS}
-    return {attack: value for attack, value in found.items() if value is not None}
+    found = {attack: figure(results.get((scale, name)), attack) for attack in ATTACKS}
+    return {attack: 100 * each["accuracy"] for attack, each in found.items() if each and each["accuracy"] is not None}
 
 
 def _fullest(results: Results, rows: tuple[str, ...]) -> str:
-    """Return the scale at which most rows were run."""
-    return max(("small", "10pct", "1pct", "full"), key=lambda scale: sum((scale, row) in results for row in rows))
+    """Return the scale at which most rows were run; of equal ones the largest."""
+    return max(LARGEST_FIRST, key=lambda scale: sum((scale, row) in results for row in rows))
 
 
 def _drop_empty(panels: Panels) -> Panels:

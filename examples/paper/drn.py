@@ -3,7 +3,7 @@
 Each image is shrunk and shifted at random `copies` times (50 in the paper); the base's softmax scores of the copies
 become one density per class, and a distribution regression network of one hidden layer reads the class from these. It
 learns from clean images alone. What the paper does not say, and this program chose: the canvas keeps the image's size
-(see `ResizePad`); bins, bandwidth and hidden nodes (`Settings`); the loss, which is the cross-entropy of the output
+(see `ResizePad`); bins, bandwidths and hidden nodes (`Settings`); the loss, which is the cross-entropy of the output
 nodes' log-odds (see `ClassScores`), by Adam; one unvaried view of each image, since the copies vary it already.
 
 The defence is random. Its white-box attacker needs the gradient's expectation, and 50 copies a step are beyond a
@@ -16,7 +16,8 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -28,12 +29,11 @@ import fixpatch
 from fixpatch.arena import Target
 from fixpatch.backends import forward
 from fixpatch.cache import Shelf, open_cache
-from fixpatch.craft import SHARD, Pairs, craft_pairs, to_model
-from fixpatch.data import ImageSet
+from fixpatch.craft import SHARD, to_model
+from fixpatch.files import written_whole
 from fixpatch.lean import lean_copy
 
 Array = np.ndarray
-Sides = tuple[tuple[Array, Array], tuple[Array, Array, Array]]
 
 
 @dataclass(frozen=True)
@@ -44,54 +44,131 @@ class Settings:
         copies: Random copies of each image.
         least: Smallest height of a copy, as a share of the image's.
         bins: Of every distribution between 0 and 1.
-        bandwidth: Standard deviation of the Gaussian kernel, in units of the scores.
+        bandwidths: Standard deviations of the Gaussian kernel, in units of the scores: each is tried, and the best by
+            hold-out score taken. That costs seconds, since all read the same scores; so this defence has more trials
+            than the others have learning rates.
         hidden: Nodes of the hidden layer.
+        passes: Over the images, for each epoch of the comparison: one costs a fraction of a second, and the best of
+            all is taken.
     """
 
     copies: int = 50
     least: float = 0.8
     bins: int = 20
-    bandwidth: float = 0.05
+    bandwidths: tuple[float, ...] = (0.02, 0.05, 0.1, 0.2)
     hidden: int = 10
+    passes: int = 10
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores `(N, copies, classes)` of the copies: of training images, and of the hold-out's, clean and adversarial.
+
+    Attributes:
+        y, held_y: Class ids `(N,)`.
+    """
+
+    learn: Array
+    y: Array
+    clean: Array
+    attacked: Array
+    held_y: Array
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A network at its best epoch.
+
+    Attributes:
+        epoch: That epoch, counted from 1.
+        weights: Of the network, in Keras' order.
+        history: One row of figures for each epoch.
+    """
+
+    bandwidth: float
+    score: float
+    epoch: int
+    weights: list[Array]
+    history: list[dict[str, Any]]
+
+
+def describe(task: Task, *, epochs: int, **own: Any) -> dict[str, Any]:
+    """Return all settings but the learning rate, which tuning finds."""
+    settings = Settings(**own)
+    return {**asdict(settings), "epochs": epochs * settings.passes}
 
 
 def fit_drn(task: Task, *, learning_rate: float, epochs: int, **own: Any) -> Outcome:
     """Train the distribution classifier on copies of the clean training images; the base is not touched.
 
     The scores of the copies are computed once, in shards that an interruption leaves intact, and shared through the
-    pair cache by every training with the same `copies`, `least` and seed.
+    pair cache by every training with the same `copies`, `least` and seed. What is finished is kept in `task.folder`.
 
     Args:
         own: Fields of `Settings`.
     """
     start, settings = time.perf_counter(), Settings(**own)
-    learn, held = measure_sides(task, settings)
+    passes = epochs * settings.passes
+    facts = task.settings(**asdict(settings), rate=learning_rate, epochs=passes)
+    note = task.folder / f"{hashlib.sha256(facts.encode()).hexdigest()[:16]}.npz"
+    if not note.exists():
+        scores = measure_sides(task, settings)
+        tried = [fit_network(task, settings, scores, each, learning_rate, passes) for each in settings.bandwidths]
+        write_fitted(note, max(tried, key=lambda each: each.score))
+    fitted = read_fitted(note)
+    network = build_network(task.base.classes, settings, task.seed)
+    network.set_weights(fitted.weights)
+    defended = defend(task.base, network, settings, fitted.bandwidth, task.seed)
+    return Outcome(defended, fitted.score, fitted.epoch, passes, time.perf_counter() - start, tuple(fitted.history))
+
+
+def write_fitted(path: Path, fitted: Fitted) -> None:
+    """Keep what a training ended in."""
+    facts = {name: value for name, value in vars(fitted).items() if name != "weights"}
+    with written_whole(path, force=True) as beside:
+        np.savez(beside, *fitted.weights, facts=np.array(json.dumps(facts)))
+
+
+def read_fitted(path: Path) -> Fitted:
+    """Read what `write_fitted` wrote."""
+    with np.load(path, allow_pickle=False) as file:
+        weights = [file[f"arr_{number}"] for number in range(len(file.files) - 1)]
+        return Fitted(**json.loads(str(file["facts"])), weights=weights)
+
+
+def fit_network(task: Task, settings: Settings, scores: Scores, bandwidth: float, rate: float, epochs: int) -> Fitted:
+    """Train a network on the densities that one bandwidth makes of the scores."""
+    learn, clean, attacked = (
+        densities(each, settings, bandwidth) for each in (scores.learn, scores.clean, scores.attacked)
+    )
     keras.utils.set_random_seed(task.seed)
     network = build_network(task.base.classes, settings, task.seed)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    network.compile(keras.optimizers.Adam(learning_rate), loss)
-    best = BestEpoch(*held)
-    network.fit(*learn, batch_size=task.batch_size, epochs=epochs, callbacks=[best], verbose=0)
-    network.set_weights(best.weights)
-    defended = defend(task.base, network, settings, task.seed)
-    return Outcome(defended, best.score, best.epoch, epochs, time.perf_counter() - start, tuple(best.history))
+    network.compile(keras.optimizers.Adam(rate), loss)
+    best = BestEpoch(clean, attacked, scores.held_y)
+    network.fit(learn, scores.y, batch_size=task.batch_size, epochs=epochs, callbacks=[best], verbose=0)
+    history = [{**row, "bandwidth": bandwidth} for row in best.history]
+    return Fitted(bandwidth, best.score, best.epoch, best.weights, history)
 
 
-def measure_sides(task: Task, settings: Settings) -> Sides:
-    """Return densities and labels of the training images, and of the hold-out's: clean, adversarial, labels."""
+def measure_sides(task: Task, settings: Settings) -> Scores:
+    """Score the copies of the training images, and of the hold-out's pairs: those by which every defence chooses."""
     keep, out = task.sides()
-    folder = task.folder / "scores"
-    folder.mkdir(parents=True, exist_ok=True)
-    pairs = craft_holdout(task, out)
-    clean = to_model(keep.to_range(task.base.input_range), task.base.channels_first)
-    density = Marginals(settings.bins, settings.bandwidth)
+    (task.folder / "scores").mkdir(parents=True, exist_ok=True)
+    pairs = fixpatch.make_pairs(
+        task.base, out, task.attack, seed=task.seed, folder=task.folder / "pairs", cache=task.cache
+    )
+    images = to_model(keep.to_range(task.base.input_range), task.base.channels_first)
+    clean, attacked, y = pairs.take(np.arange(len(pairs)))
+    learn, *held = (np.concatenate(list(score_shards(task, settings, each))) for each in (images, clean, attacked))
+    return Scores(learn, keep.y, *held, y)
 
-    def measure(images: Array) -> Array:
-        shards = score_shards(task, settings, images)
-        return np.concatenate([keras.ops.convert_to_numpy(density(scores)) for scores in shards])
 
-    tried, attacked, y = pairs.take(np.arange(len(pairs)))
-    return (measure(clean), keep.y), (measure(tried), measure(attacked), y)
+def densities(scores: Array, settings: Settings, bandwidth: float) -> Array:
+    """Return log-probabilities `(N, classes, bins)` of scores `(N, copies, classes)`, a part of them at a time."""
+    density = Marginals(settings.bins, bandwidth)
+    parts = [scores[start : start + SHARD] for start in range(0, len(scores), SHARD)]
+    return np.concatenate([keras.ops.convert_to_numpy(density(part)) for part in parts])
 
 
 def score_shards(task: Task, settings: Settings, images: Array) -> Iterator[Array]:
@@ -129,29 +206,12 @@ def kept(name: str, make: Callable[[], Array], shelves: Sequence[Shelf]) -> Arra
     return scores
 
 
-def craft_holdout(task: Task, images: ImageSet) -> Pairs:
-    """Return pairs of the hold-out as it is, made on the base: those by which every defence chooses its epoch."""
-    attack, folder = task.attack, task.folder / "pairs"
-    folder.mkdir(parents=True, exist_ok=True)
-    settings = {"input_range": task.base.input_range, "loss": attack.loss, "precision": attack.precision}
-    return craft_pairs(
-        fixpatch.KerasClassifier(task.base.logits, **settings),
-        attack,
-        images,
-        fingerprint=task.base.identity,
-        seed=task.seed,
-        channels_first=task.base.channels_first,
-        folder=folder,
-        cache=open_cache(task.cache),
-    )
-
-
 def build_network(classes: int, settings: Settings, seed: int) -> keras.Model:
     """Return a distribution regression network from densities `(B, classes, bins)` to logits `(B, classes)`."""
-    density = keras.Input((classes, settings.bins))
-    hidden = DistributionRegression(settings.hidden, settings.bins, seed=2 * seed)(density)
-    output = DistributionRegression(classes, 2, seed=2 * seed + 1)(hidden)
-    return keras.Model(density, ClassScores()(output), name="distribution_classifier")
+    density = keras.Input((classes, settings.bins), name="density")
+    hidden = DistributionRegression(settings.hidden, settings.bins, seed=2 * seed, name="hidden")(density)
+    output = DistributionRegression(classes, 2, seed=2 * seed + 1, name="nodes")(hidden)
+    return keras.Model(density, ClassScores(name="log_odds")(output), name="distribution_classifier")
 
 
 class BestEpoch(keras.callbacks.Callback):
@@ -179,23 +239,32 @@ class BestEpoch(keras.callbacks.Callback):
 
     def right(self, density: Array) -> Array:
         """Return which images are right `(N,)`."""
-        return self.model.predict(density, batch_size=256, verbose=0).argmax(1) == self.y
+        return keras.ops.convert_to_numpy(self.model.predict_on_batch(density)).argmax(1) == self.y
 
 
 def copy_scores(base: fixpatch.Base, settings: Settings, seed: int) -> CopyScores:
     """Return the layer that scores random copies, on the base with its BatchNormalization folded away."""
     layout = "channels_first" if base.channels_first else "channels_last"
-    return CopyScores(
-        lean_copy(base.logits), ResizePad(settings.least, base.input_range[0], layout, seed), settings.copies
-    )
+    resize = ResizePad(settings.least, base.input_range[0], layout, seed, name="resize")
+    return CopyScores(lean_copy(base.logits), resize, settings.copies, name="scores")
 
 
-def defend(base: fixpatch.Base, network: keras.Model, settings: Settings, seed: int) -> fixpatch.Base:
-    """Return base and network as one classifier, images to logits, with random copies of its own at every call."""
-    image = keras.Input(base.input_shape)
-    scores = copy_scores(base, settings, seed)(image)
-    model = keras.Model(image, network(Marginals(settings.bins, settings.bandwidth)(scores)), name="drn")
-    return fixpatch.as_base(model, input_range=base.input_range, name="drn")
+def defend(base: fixpatch.Base, network: keras.Model, settings: Settings, bandwidth: float, seed: int) -> fixpatch.Base:
+    """Return base and network as one classifier, images to logits, with random copies of its own at every call.
+
+    All layers have names of their own, and not such as Keras counts up: its identity is the same in every process.
+    """
+    marginals = Marginals(settings.bins, bandwidth, name="marginals")
+    return assemble(base, copy_scores(base, settings, seed), marginals, network, "drn")
+
+
+def assemble(
+    base: fixpatch.Base, scores: CopyScores, marginals: Marginals, network: keras.Model, name: str
+) -> fixpatch.Base:
+    """Return the parts as one classifier of the images that `base` takes."""
+    image = keras.Input(base.input_shape, name="image")
+    model = keras.Model(image, network(marginals(scores(image))), name="drn")
+    return fixpatch.as_base(model, input_range=base.input_range, name=name)
 
 
 def with_copies(defended: fixpatch.Base, copies: int, seed: int = 1) -> fixpatch.Base:
@@ -204,11 +273,10 @@ def with_copies(defended: fixpatch.Base, copies: int, seed: int = 1) -> fixpatch
     Args:
         defended: From `fit_drn`.
     """
-    scores, density, network = defended.model.layers[1:]
+    scores, marginals, network = defended.model.layers[1:]
     resize = ResizePad.from_config({**scores.resize.get_config(), "seed": seed})
-    image = keras.Input(defended.input_shape)
-    model = keras.Model(image, network(density(CopyScores(scores.logits, resize, copies)(image))), name="drn")
-    return fixpatch.as_base(model, input_range=defended.input_range, name=f"drn of {copies} copies")
+    fewer = CopyScores(scores.logits, resize, copies, name="scores")
+    return assemble(defended, fewer, marginals, network, f"drn of {copies} copies")
 
 
 def lighter_target(defended: fixpatch.Base, copies: int = 8) -> Target:

@@ -31,9 +31,7 @@ def fit_fixers(
         settings: `module`, `delta`, `activation`, `distill_weight` and other settings of `fixpatch.train`.
     """
     begun = time.perf_counter()
-    given = {"learning_rate": learning_rate, "epochs": epochs, "patience": epochs, "batch_size": task.batch_size}
-    taken = {"augment": task.augment, "views": task.views, "holdout": task.holdout, "seed": task.seed}
-    recipe = replace(build_recipe(splits, **given, **taken, **settings), attack=task.attack)
+    recipe = recipe_for(task, splits, epochs, learning_rate=learning_rate, **settings)
     task.folder.mkdir(parents=True, exist_ok=True)
     patch = _train(task, recipe)
     facts = patch.facts
@@ -41,6 +39,20 @@ def fit_fixers(
     history = tuple(asdict(epoch) for epoch in facts.history)
     score = mean_score(facts.patch_clean.value, facts.patch_robust.value)
     return Outcome(patch, score, facts.best_epoch, epochs, time.perf_counter() - begun, history)
+
+
+def recipe_for(task: Task, splits: Sequence[str], epochs: int, **settings: Any) -> Recipe:
+    """Return the recipe that trains so many epochs on the images of the task."""
+    given = {"epochs": epochs, "patience": epochs, "batch_size": task.batch_size}
+    taken = {"augment": task.augment, "views": task.views, "holdout": task.holdout, "seed": task.seed}
+    return replace(build_recipe(splits, **given, **taken, **settings), attack=task.attack)
+
+
+def describe(task: Task, *, epochs: int, splits: Sequence[str] = SPLITS, **settings: Any) -> dict[str, Any]:
+    """Return the whole recipe but for the learning rate, which tuning finds."""
+    facts = asdict(recipe_for(task, splits, epochs, **settings))
+    del facts["training"]["learning_rate"]
+    return facts
 
 
 def _train(task: Task, recipe: Recipe) -> Patch:

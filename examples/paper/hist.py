@@ -48,11 +48,17 @@ class Patches:
 
     @functools.cached_property
     def base(self) -> fixpatch.Base:
-        """The file `--base`; where there is none, a base is trained and written there."""
+        """The file `--base`; where there is none, a base is trained and written there.
+
+        Raises:
+            DataError: It is of other images.
+        """
         path = self.args.base
         if not path.exists():
             train_small_base(self.args, self.sides[0])
-        return fixpatch.load(path, input_range=(0.0, 1.0))
+        base = fixpatch.load(path, input_range=(0.0, 1.0))
+        require_fit(base, self.sides[0])
+        return base
 
     def training(self, count: int | None) -> ImageSet:
         """Return `count` training images, in proportion to the classes; all where there are fewer."""
@@ -62,6 +68,20 @@ class Patches:
     def test(self) -> ImageSet:
         """Return all test images."""
         return self.sides[1]
+
+
+def require_fit(base: fixpatch.Base, images: ImageSet) -> None:
+    """Check that a base that was there takes these images.
+
+    Raises:
+        DataError: It takes others, or knows other classes.
+    """
+    here, there = (images.x.shape[1:], len(images.classes)), (base.image_shape, base.classes)
+    if here != there:
+        raise DataError(
+            f"{base.name} takes images {there[0]} of {there[1]} classes; these are {here[0]} of {here[1]}.",
+            "Name another file with --base: where there is none, a base for these images is trained.",
+        )
 
 
 def split_folder(args: argparse.Namespace) -> tuple[ImageSet, ImageSet]:

@@ -52,7 +52,7 @@ def make_batches(
     base_pairs = fixpatch.make_pairs(task.base, held_out, task.attack, **kept)
     mover = Mover(learner, weaken(task.attack, steps), task)
     found = {"base": partial(base_pairs.batches, task.batch_size), "moving": partial(mover.batches, held_out)}
-    watched = {"val" if name == chooser else name: found[name] for name in sorted({"base", made_on, chooser})}
+    watched = {"val" if name == chooser else name: found[name] for name in sorted({"base", chooser})}
     if made_on == "moving":
         return Batches(partial(mover.epoch, train), task.views * -(-len(train) // task.batch_size), watched)
     pairs = fixpatch.make_pairs(task.base, train, task.attack, views=views, augment=task.augment, **kept)

@@ -32,6 +32,9 @@ class Result:
 
     Attributes:
         settings: All that shaped the training; with other ones the row is run again.
+        commit: That trained it, with those that went on where it was interrupted; a stage's is that which judged it.
+        defends: Digest of what was trained; None for the base.
+        diverged: Learning rates that did well in tuning, and with which the training diverged.
         images: Numbers of training, hold-out and test images.
         tuning: For each learning rate that was tried, its hold-out score after the tuning epochs; None where training
             diverged.
@@ -52,6 +55,8 @@ class Result:
     machine: dict[str, Any]
     images: dict[str, int]
     settings: dict[str, Any]
+    defends: str | None = None
+    diverged: list[float] = field(default_factory=list)
     tuning: dict[str, float | None] = field(default_factory=dict)
     learning_rate: float | None = None
     best_epoch: int | None = None

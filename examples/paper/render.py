@@ -7,17 +7,25 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import charts
-from experiments import EXPERIMENTS
-from lookup import Results
-from record import RESULTS, read_results
-from tables import show_claims, show_figure, show_missing, show_runs, show_table1
+from claims import show_claims
+from experiments import EXPERIMENTS, ROWS, STAGES
+from record import RESULTS, Result, read_results, result_path
+from tables import Results, show_figure, show_missing, show_runs, show_table1
+
+from fixpatch.errors import DataError, FixpatchError
 
 HERE = Path(__file__).parent
 MARKED = re.compile(r"(<!-- begin ([\w-]+) -->\n).*?(<!-- end \2 -->)", re.DOTALL)
 SECTIONS = {"table1": show_table1, "claims": show_claims, "runs": show_runs, "missing": show_missing}
+ALIKE = ("base", "seed", "images", "augment", "views", "holdout", "batch_size", "splits")  # within a scale
+EPOCHS = ("epochs", "tuning_epochs")
+EVERYWHERE = ("base", "seed", "holdout", "batch_size")  # of these at all scales
 
 
 def main() -> None:
@@ -25,15 +33,31 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS, help="[%(default)s]")
     parser.add_argument("--page", type=Path, default=HERE / "README.md", help="[%(default)s]")
     parser.add_argument("--figures", type=Path, default=HERE / "figures", help="[%(default)s]")
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; fail where the page is not what it would be"
+    )
     args = parser.parse_args()
-    results = read_results(args.results)
-    args.page.write_text(render(args.page.read_text(), results))
+    try:
+        results = read_results(args.results)
+        page = render(args.page.read_text(), results)
+    except FixpatchError as error:
+        sys.exit(str(error))
+    if args.check:
+        sys.exit(
+            None if page == args.page.read_text() else f"'{args.page}' is not what the results give; run render.py"
+        )
+    args.page.write_text(page)
     for experiment in EXPERIMENTS:
         charts.draw(experiment, results, args.figures / f"{experiment}.png")
 
 
 def render(page: str, results: Results) -> str:
-    """Return the page with every marked part made anew."""
+    """Return the page with every marked part made anew.
+
+    Raises:
+        DataError: Results that stand beside each other were not made alike.
+    """
+    require_alike(results)
     return MARKED.sub(lambda match: match[1] + section(match[2], results) + match[3], page)
 
 
@@ -44,6 +68,45 @@ def section(name: str, results: Results) -> str:
     experiment = name.removeprefix("figure-")
     shown = f"![accuracy under each attack](figures/{experiment}.png)\n\n"
     return (shown if charts.list_panels(experiment, results) else "") + show_figure(experiment, results)
+
+
+def require_alike(results: Results) -> None:
+    """Require that rows which a table or a claim compares had the same base, images, steps and test images.
+
+    Raises:
+        DataError: Two have not; with both files and the names of what differs.
+    """
+    first: dict[tuple[Any, ...], tuple[Any, Result]] = {}
+    for result in results.values():
+        differing: dict[str, list[str]] = {}
+        for key, value in _shared(result):
+            before, other = first.setdefault(key, (value, result))
+            if before != value:
+                differing.setdefault(_file(other), []).append(f"{key[-1]} ({before} and {value})")
+        for other_file, fields in differing.items():
+            message = f"'{other_file}' and '{_file(result)}' were not run alike: {', '.join(fields)}."
+            raise DataError(message, "Run one of them again with the other's options, or move it away.")
+
+
+def _shared(result: Result) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """Yield all that a result must share with others: with which ones, and its name, as a key; and its value."""
+    row, settings = ROWS[result.row], result.settings
+    home = row.home == "hist"  # another base, other images
+    for name in ALIKE:
+        if name in settings:
+            yield (home, None if name in EVERYWHERE else result.scale, name), settings[name]
+    for name in EPOCHS:
+        if name in settings:
+            yield (home, result.scale, name), settings[name] / (settings["views"] if row.one_view else 1)
+    for stage, facts in result.stages.items():
+        judged = facts["settings"]
+        yield (home, None, "test images"), judged["images"]
+        if STAGES[stage].attacker == "base":  # fewer, where attacker `patched` is slow
+            yield (home, result.scale, "number of test images"), judged["n"]
+
+
+def _file(result: Result) -> str:
+    return result_path(Path(), result.experiment, result.scale, result.row).name
 
 
 if __name__ == "__main__":

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from bench import HOLDOUT, Bench
 from experiments import SPLITS, STAGES, Row, find
-from judging import Test, describe_stage, facts_of, judge
-from record import Result, commit, figures_of, machine, read_result, result_path, shorten, versions, write_result
+from judging import describe_stage, facts_of, judge
+from record import Result, figures_of, machine, read_result, result_path, shorten, versions, write_result
 from tuning import Tuned, train_row
 
 import fixpatch
+from fixpatch.defences import digest_of_defence
+from fixpatch.errors import SettingError
 from fixpatch.holdout import split_holdout
+
+# Part of every row's settings. Raise it by one when a trainer gives something else with the settings that it had.
+RECIPE = 1
 
 
 @dataclass(frozen=True)
@@ -28,18 +35,26 @@ class Trained:
 
 
 def run_row(row: Row, scale: str, bench: Bench) -> None:
-    """Run a row, or what is missing of it; say so where nothing is."""
+    """Run a row, or what is missing of it; say so where nothing is.
+
+    Raises:
+        SettingError: There is a result of other settings, which is not replaced unless that is asked for.
+    """
     say(f"{row.name} at {scale}")
-    path = result_path(bench.args.results, row.home, scale, row.name)
-    settings = describe_row(row, scale, bench)
-    kept = keep_result(path, settings, bench)
-    missing = [name for name in bench.stages if not is_done(kept, name, row, bench.test(row, scale))]
+    path, settings = result_path(bench.args.results, row.home, scale, row.name), describe_row(row, scale, bench)
+    folder = state_folder(row, scale, settings, bench)
+    if bench.args.again:
+        drop(path, folder, bench.args.state)
+    kept = keep_result(path, settings)
+    missing = list_missing(kept, row, scale, bench)
     if not missing:
         say(f"{row.name} at {scale}: done already, in '{path.name}' (--again runs it again)")
         return
-    trained = train(row, scale, settings, bench)
-    if kept is not None and kept.score != trained.facts.get("score"):  # trained anew, by other code
-        kept, missing = None, [name for name in bench.stages if not is_done(None, name, row, bench.test(row, scale))]
+    trained = train(row, scale, folder, bench)
+    if kept is not None and kept.defends != trained.facts.get("defends"):
+        missing = [name for name in STAGES if name in {*missing, *kept.stages}]
+        say(f"'{path.name}' is of another training, whose state is gone; judging anew: {', '.join(missing)}")
+        kept = None
     result = kept or start_result(row, scale, settings, trained, bench)
     for name in missing:
         result = add_stage(result, row, name, trained.defended, bench)
@@ -53,13 +68,15 @@ def say(text: str) -> None:
 
 
 def describe_row(row: Row, scale: str, bench: Bench) -> dict[str, Any]:
-    """Return all that shapes what a row trains, as JSON gives it back; of the base, which base."""
+    """Return all that shapes what a row trains, defaults included, as JSON gives it back; of the base, which base."""
     found: dict[str, Any] = {"base": bench.base.fingerprint[:16], "seed": bench.args.seed}
     if row.trainer:
         task = bench.task(row, scale, bench.args.state)
         tuning_epochs, epochs = bench.epochs(row, scale)
+        describe = find(f"{row.trainer.partition('.')[0]}.describe")
         found |= {
-            **{"trainer": row.trainer, "own": row.settings, "splits": list(SPLITS)},
+            **{"recipe": RECIPE, "trainer": row.trainer, "own": row.settings, "splits": list(SPLITS)},
+            **{"full": describe(task, epochs=epochs, **row.settings)},
             **{"attack": {key: shorten(value) for key, value in asdict(task.attack).items()}},
             **{name: getattr(task, name) for name in ("augment", "views", "holdout", "batch_size")},
             **{"epochs": epochs, "tuning_epochs": tuning_epochs, "rates": list(row.rates)},
@@ -68,51 +85,97 @@ def describe_row(row: Row, scale: str, bench: Bench) -> dict[str, Any]:
     return json.loads(json.dumps(found))
 
 
-def keep_result(path: Path, settings: dict[str, Any], bench: Bench) -> Result | None:
-    """Return what an earlier run left, if its training had the same settings."""
-    if bench.args.again or not path.exists():
+def state_folder(row: Row, scale: str, settings: dict[str, Any], bench: Bench) -> Path:
+    """Return where the row's training is kept: no other settings, and no other versions, meet it there."""
+    facts = json.dumps([settings, versions()], sort_keys=True)
+    return bench.args.state / f"{row.home}-{scale}-{row.name}-{hashlib.sha256(facts.encode()).hexdigest()[:12]}"
+
+
+def drop(path: Path, folder: Path, state: Path) -> None:
+    """Remove a row's training, and move its result out of the way: what is interrupted then goes on without --again."""
+    shutil.rmtree(folder, ignore_errors=True)
+    if path.exists():
+        state.mkdir(parents=True, exist_ok=True)
+        shutil.move(path, state / f"replaced-{path.name}")
+
+
+def keep_result(path: Path, settings: dict[str, Any]) -> Result | None:
+    """Return what an earlier run left, if there is any.
+
+    Raises:
+        SettingError: Its training had other settings.
+    """
+    if not path.exists():
         return None
     found = read_result(path)
-    if found.settings != settings:
-        changed = sorted(
-            name for name in {*found.settings, *settings} if found.settings.get(name) != settings.get(name)
+    names = {*found.settings, *settings}
+    changed = sorted(name for name in names if found.settings.get(name) != settings.get(name))
+    if changed:
+        raise SettingError(
+            f"'{path.name}' is of other settings ({', '.join(changed)}): it is left as it is.",
+            "Pass --again to replace it, or --results with another folder for a try.",
         )
-        say(f"'{path.name}' had other settings ({', '.join(changed)}); running again")
-        return None
     return found
 
 
-def is_done(kept: Result | None, name: str, row: Row, test: Test) -> bool:
-    """Tell whether a stage is in a result, or has nothing to say: nobody but attacker `base` attacks the base alone."""
-    stage = STAGES[name]
-    if not row.trainer and stage.attacker == "patched":
-        return True
-    described = describe_stage(stage, test)
-    return kept is not None and kept.stages.get(name, {}).get("settings") == described
+def list_missing(kept: Result | None, row: Row, scale: str, bench: Bench) -> list[str]:
+    """Return the stages to run: nobody but attacker `base` attacks the base alone.
+
+    Raises:
+        SettingError: One is there, made with other settings.
+    """
+    test, missing = bench.test(row, scale), []
+    for name in bench.stages:
+        if not row.trainer and STAGES[name].attacker == "patched":
+            continue
+        there = kept.stages[name]["settings"] if kept and name in kept.stages else None
+        if there is None or bench.args.judge_again:
+            missing.append(name)
+        elif there != describe_stage(STAGES[name], row, test):
+            raise SettingError(
+                f"Stage '{name}' of {row.name} at {scale} is of other settings: it is left as it is.",
+                "Pass --judge-again to replace it, or --results with another folder for a try.",
+            )
+    return missing
 
 
-def train(row: Row, scale: str, settings: dict[str, Any], bench: Bench) -> Trained:
+def train(row: Row, scale: str, folder: Path, bench: Bench) -> Trained:
     """Train the row, from wherever its state stands; the base needs none."""
     if not row.trainer:
         return Trained(None, {})
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
-    task = bench.task(row, scale, bench.args.state / f"{row.home}-{scale}-{row.name}-{digest}")
+    task = bench.task(row, scale, folder)
     tuning_epochs, epochs = bench.epochs(row, scale)
-    tuned = train_row(row, task, epochs=epochs, tuning_epochs=tuning_epochs, say=say)
+    tuned = train_row(row, task, epochs=epochs, tuning_epochs=tuning_epochs, commit=bench.commit, say=say)
     return Trained(tuned.outcome.defended, tell(tuned))
+
+
+def digest_of_weights(defended: fixpatch.Patch | fixpatch.Base) -> str:
+    """Return what tells two trainings of a row apart; a patch's own digest, else that of all weights.
+
+    An `identity` would not do: it covers names that Keras counts up, and is another in another process.
+    """
+    if isinstance(defended, fixpatch.Patch):
+        return str(digest_of_defence(defended))
+    digest = hashlib.sha256()
+    for weights in defended.model.get_weights():
+        digest.update(f"{weights.shape}{weights.dtype}".encode() + np.ascontiguousarray(weights).tobytes())
+    return digest.hexdigest()
 
 
 def tell(tuned: Tuned) -> dict[str, Any]:
     """Return the fields of a result that training fills."""
     outcome = tuned.outcome
     return {
+        "defends": digest_of_weights(outcome.defended),
+        "commit": ", ".join(tuned.commits),
         "tuning": tuned.scores,
+        "diverged": list(tuned.diverged),
         "learning_rate": tuned.rate,
         "best_epoch": outcome.epoch,
         "epochs": outcome.epochs,
         "score": shorten(float(outcome.score)),
         "history": [{name: brief(value) for name, value in epoch.items()} for epoch in outcome.history],
-        "seconds": {"tuning": round(tuned.seconds, 1), "training": round(outcome.seconds, 1)},
+        "seconds": {name: round(seconds, 1) for name, seconds in tuned.seconds.items()},
     }
 
 
@@ -134,11 +197,10 @@ def start_result(row: Row, scale: str, settings: dict[str, Any], trained: Traine
         command=bench.command(row, scale),
         seed=bench.args.seed,
         versions=versions(),
-        commit=commit(),
         machine=machine(),
         images=counts,
         settings=settings,
-        **trained.facts,
+        **{"commit": bench.commit, **trained.facts},
     )
 
 
@@ -151,7 +213,7 @@ def add_stage(
     found = judge(bench.base, defended, test, STAGES[name], lighter, seed=bench.args.seed, cache=bench.cache)
     spent = round(time.perf_counter() - begun, 1)
     figures = figures_of(found, name, "base" if defended is None else "patch")
-    facts = {"settings": describe_stage(STAGES[name], test), "commit": commit(), **facts_of(found)}
+    facts = {"settings": describe_stage(STAGES[name], row, test), "commit": bench.commit, **facts_of(found)}
     return replace(
         result,
         images={**result.images, f"test ({name})": found.n},

@@ -33,12 +33,22 @@ def main() -> None:
         for name in bench.rows:
             try:
                 run_row(ROWS[name], scale, bench)
-            except Exception:  # one row's failure leaves the others
-                traceback.print_exc()
+            except Exception as error:  # one row's failure leaves the others
+                tell(error)
                 failed.append(f"{name} at {scale}")
             gc.collect()
     if failed:
         sys.exit(f"failed: {', '.join(failed)}; what they finished is kept, the same command goes on from there")
+
+
+def tell(error: Exception) -> None:
+    """Say what a row failed of: in a sentence where it was foreseen."""
+    from fixpatch.errors import FixpatchError
+
+    if isinstance(error, FixpatchError):
+        print(f"error: {error}", file=sys.stderr, flush=True)
+    else:
+        traceback.print_exception(error)
 
 
 def parse() -> argparse.Namespace:
@@ -48,12 +58,13 @@ def parse() -> argparse.Namespace:
     add("experiment", choices=EXPERIMENTS, help=shown)
     add("--scale", choices=SCALES, help="training images: 450, 1,000, 4,500 or all 45,000 [the experiment's own]")
     add("--rows", type=words(ROWS), help="some of the experiment's rows, with commas [all]")
-    add("--base", type=Path, default=HERE / "base.keras", help="the base, as train_base.py writes it [%(default)s]")
+    add("--base", type=Path, help="the base, as train_base.py writes it [base.keras here; of hist, hist.keras]")
     add("--data", type=Path, help="folder with cifar10-train*.npz and cifar10-test*.npz [keras.datasets]")
     add("--cache", type=Path, help="folder of the pair cache [the user's own]")
     add("--state", type=Path, default=HERE / "state", help="folder of unfinished rows [%(default)s]")
     add("--results", type=Path, default=HERE / "results", help="folder of the results [%(default)s]")
-    add("--again", action="store_true", help="run rows again that are done")
+    add("--again", action="store_true", help="train and judge rows again that are done, or are of other settings")
+    add("--judge-again", action="store_true", help="judge them again, without training them")
     run = parser.add_argument_group("what the results depend on")
     run.add_argument("--limit", type=int, help="test images [the scale's own: 1,000, all at full]")
     run.add_argument("--patched", type=int, help="of these, attacked on the defended model [%(default)s]")
@@ -73,6 +84,7 @@ def parse() -> argparse.Namespace:
     hist.add_argument("--base-epochs", type=int, help="of its training [%(default)s]")
     parser.set_defaults(**DEFAULTS)
     args = parser.parse_args()
+    args.base = args.base or HERE / ("hist.keras" if args.experiment == "hist" else "base.keras")
     strange = [name for name in args.rows or () if name not in EXPERIMENTS[args.experiment].rows]
     if strange:
         parser.error(

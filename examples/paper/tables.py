@@ -1,19 +1,56 @@
-"""The parts of README.md that are made from results, as Markdown."""
+"""The tables of README.md that are made from results, as Markdown, and how a figure is found among results."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from claims import CLAIMS, judge_claim
 from experiments import EXPERIMENTS, LABELS, ROWS, SCALES, Row
-from lookup import ATTACKS, Results, figure
-from published import COLUMNS, TABLE1
 from record import Result
 
+Results = dict[tuple[str, str], Result]  # by scale and row
+LARGEST_FIRST = ("full", "10pct", "small", "1pct")
+ATTACKS = ("clean", "autopgd", "autopgd-16", "cw", "fgsm", "pgd")
 NAMES = {"autopgd": "AutoPGD", "autopgd-16": "AutoPGD-16", "cw": "CW", "fgsm": "FGSM", "pgd": "PGD", "clean": "clean"}
-SIZES = {"1pct": "1 %, 450 images", "small": "1,000 images", "10pct": "10 %, 4,500 images", "full": "45,000 images"}
+SHARES = {"1pct": "1 %, ", "10pct": "10 %, "}
+FULL = 45_000  # images of `full`
 NOT_RUN = "not run"
+# The paper's table 1: accuracy in per cent with the standard deviation over five parts of the test images; clean,
+# AutoPGD, FGSM, then the same on the images that the base gets right when clean.
+COLUMNS = ("clean", "AutoPGD", "FGSM", "clean*", "AutoPGD*", "FGSM*")
+TABLE1: dict[str, tuple[tuple[float, float], ...]] = {
+    "base": ((91.2, 0.8), (4.6, 0.4), (17.1, 0.3), (100.0, 0.0), (0.0, 0.0), (13.0, 0.6)),
+    "fx-a": ((87.5, 0.2), (81.1, 0.8), (41.7, 1.5), (93.8, 0.4), (95.1, 0.4), (45.2, 1.0)),
+    "fx-b": ((67.3, 0.5), (74.6, 0.9), (45.6, 0.6), (71.4, 0.4), (75.7, 1.3), (48.4, 1.2)),
+    "adv train": ((79.5, 0.8), (77.5, 0.5), (72.1, 0.4), (84.4, 0.4), (79.4, 0.7), (75.4, 0.7)),
+    "denoise": ((75.6, 0.5), (73.2, 0.9), (69.4, 0.7), (80.3, 0.4), (77.3, 0.8), (72.9, 0.5)),
+    "drn": ((88.4, 0.4), (13.9, 0.8), (39.9, 1.0), (94.8, 0.1), (10.1, 0.3), (37.8, 1.1)),
+}
+
+
+def figure(
+    result: Result | None, attack: str, *, attacker: str = "base", labels: str = "predicted"
+) -> dict[str, Any] | None:
+    """Return one figure of a result; None where it was not measured.
+
+    Args:
+        attack: An attack's name, or `clean`, which has neither attacker nor labels.
+    """
+    for found in result.figures if result else ():
+        if attack == "clean":
+            if found["attack"] == "clean" and found["stage"] != "patched":
+                return found
+        elif (found["attack"], found["attacker"], found["attack_labels"]) == (attack, attacker, labels):
+            return found
+    return None
+
+
+def size_of(results: Results, scale: str, rows: Iterable[str]) -> str:
+    """Say how many training images, hold-out included, the rows had; where none has run yet, how many they will."""
+    planned = SCALES[scale].images or FULL
+    counts = [results[scale, row].images for row in rows if (scale, row) in results]
+    count = next((each["training"] + each["holdout"] for each in counts if "training" in each), planned)
+    return f"{SHARES.get(scale, '') if count == planned else f'{scale}, a try: '}{count:,} images"
 
 
 def show_table1(results: Results) -> str:
@@ -24,8 +61,15 @@ def show_table1(results: Results) -> str:
     for scale in scales or ["small"]:
         head = ["row", "whose", *COLUMNS, "AutoPGD on itself"]
         body = [line for name in names for line in _table1_lines(ROWS[name], results.get((scale, name)))]
-        parts.append(f"**{SIZES[scale]}**\n\n" + table(head, body))
+        parts.append(f"**Ours: {_ours(results, scale, names)}. The paper: 10 %, 4,500 images**\n\n" + table(head, body))
     return "\n".join(parts)
+
+
+def _ours(results: Results, scale: str, names: Sequence[str]) -> str:
+    """Say what our rows learnt from and were judged on."""
+    done = [figure(results.get((scale, name)), "clean") for name in names]
+    tested = "/".join(f"{n:,}" for n in sorted({found["n"] for found in done if found}))
+    return size_of(results, scale, names) + (f", judged on {tested}" if tested else "")
 
 
 def _table1_lines(row: Row, result: Result | None) -> Iterator[list[str]]:
@@ -57,9 +101,10 @@ def show_figure(experiment: str, results: Results) -> str:
     spec = EXPERIMENTS[experiment]
     body = []
     for scale in SCALES:
+        size = size_of(results, scale, spec.rows)
         for name in spec.rows:
             if (scale, name) in results or (scale in spec.scales):
-                body.append([SIZES[scale], ROWS[name].title, *_accuracies(results.get((scale, name)))])
+                body.append([size, ROWS[name].title, *_accuracies(results.get((scale, name)))])
     return table(["training images", "row", *(NAMES[attack] for attack in ATTACKS)], body)
 
 
@@ -70,45 +115,77 @@ def _accuracies(result: Result | None) -> list[str]:
     return [f"{100 * each['accuracy']:.1f}" if each else "-" for each in found]
 
 
-def show_claims(results: Results) -> str:
-    """Return every claim with its verdict and the figures that decide."""
-    body = [[claim.text, *judge_claim(claim, results)] for claim in CLAIMS]
-    return table(["claim", "here", "figures in %"], body)
-
-
 def show_runs(results: Results) -> str:
     """Return how each row was run: images, tuning, epochs, time, and the command that runs it again."""
     done = [results[scale, name] for scale in SCALES for name in ROWS if (scale, name) in results]
     if not done:
         return "Nothing has been run yet.\n"
     head = ["row", "images: training + hold-out / test", "learning rate (of: score)", "best epoch", "hours", "commit"]
-    body = [_run_cells(result) for result in done]
     where = sorted({f"{r.machine['cpu']}, {r.machine['cores']} cores, {r.versions['backend']}" for r in done})
     hours = sum(sum(result.seconds.values()) for result in done) / 3600
     said = f"Measured on {'; '.join(where)}. {hours:.1f} hours in all, pairs from the cache not counted twice.\n\n"
+    judged = table(["row", "stage", "verdict", "worst case, %", "checks not passed"], _verdicts(done))
     commands = "\n".join(result.command for result in done)
-    return said + table(head, body) + f"\n```sh\n{commands}\n```\n"
+    return said + table(head, [_run_cells(result) for result in done]) + f"\n{judged}\n```sh\n{commands}\n```\n"
 
 
 def _run_cells(result: Result) -> list[str]:
     counts = result.images
     learnt = f"{counts['training']:,} + {counts['holdout']:,}" if "training" in counts else "-"
     tested = "/".join(f"{count:,} {name[6:-1]}" for name, count in counts.items() if name.startswith("test ("))
+    hours = f"{sum(result.seconds.values()) / 3600:.2f}"
+    name = f"{result.row} ({result.scale})"
+    return [name, f"{learnt} / {tested}", _rate(result), _epoch(result), hours, result.commit]
+
+
+def _rate(result: Result) -> str:
+    """Write the learning rate among those tried, and whether a better one may lie beyond them."""
+    if result.learning_rate is None:
+        return "-"
     scores = {rate: "diverged" if score is None else f"{score:.3f}" for rate, score in result.tuning.items()}
     tried = ", ".join(f"{rate}: {score}" for rate, score in scores.items())
-    rate = "-" if result.learning_rate is None else f"{result.learning_rate:g} ({tried})"
-    epoch = "-" if result.best_epoch is None else f"{result.best_epoch} of {result.epochs}"
-    hours = f"{sum(result.seconds.values()) / 3600:.2f}"
-    return [f"{result.row} ({result.scale})", f"{learnt} / {tested}", rate, epoch, hours, result.commit]
+    rates = [float(rate) for rate in result.tuning]
+    edge = len(rates) > 1 and result.learning_rate in (min(rates), max(rates))
+    if result.diverged:
+        tried += f"; to the end diverged: {', '.join(f'{rate:g}' for rate in result.diverged)}"
+    return f"{result.learning_rate:g}{', edge of the grid' if edge else ''} ({tried})"
+
+
+def _epoch(result: Result) -> str:
+    """Write the best epoch, and whether more of them may be better."""
+    if result.best_epoch is None:
+        return "-"
+    return f"{result.best_epoch} of {result.epochs}{', the last' if result.best_epoch == result.epochs else ''}"
+
+
+def _verdicts(done: Iterable[Result]) -> Iterator[list[str]]:
+    """Give a line for each stage of each result; checks by their number in docs/evaluation.md."""
+    for result in done:
+        for stage, facts in result.stages.items():
+            worst = "-" if facts.get("worst") is None else f"{100 * facts['worst']:.1f}"
+            missed = [(text.split()[0], text.rpartition(": ")[2]) for text in facts.get("not_passed", [])]
+            kinds = {kind: [number for number, its in missed if its == kind] for _, kind in missed}
+            checks = "; ".join(f"{kind}: {', '.join(numbers)}" for kind, numbers in kinds.items())
+            yield [f"{result.row} ({result.scale})", stage, facts.get("verdict") or "-", worst, checks or "-"]
 
 
 def show_missing(results: Results) -> str:
-    """Return what no result is there for."""
+    """Return what no result is there for, and which stages of the others are missing."""
     lines = []
     for experiment, spec in EXPERIMENTS.items():
-        missing = [f"{name} ({scale})" for scale in spec.scales for name in spec.rows if (scale, name) not in results]
+        missing = []
+        for scale, name in ((scale, name) for scale in spec.scales for name in spec.rows):
+            result, stages = results.get((scale, name)), _stages(ROWS[name], spec.stages)
+            left = [stage for stage in stages if result and stage not in result.stages]
+            if result is None or left:
+                missing.append(f"{name} ({scale}{': ' + ', '.join(left) if left else ''})")
         lines.append(f"- {experiment} ({spec.shows}): {', '.join(missing) or 'everything was run'}")
     return "\n".join(lines) + "\n"
+
+
+def _stages(row: Row, stages: Sequence[str]) -> list[str]:
+    """Return the stages that a row can have: nobody but attacker `base` attacks the base alone."""
+    return [stage for stage in stages if row.trainer or stage != "patched"]
 
 
 def table(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:

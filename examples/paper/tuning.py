@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,9 @@ from fixpatch.errors import FixpatchError
 from fixpatch.files import written_whole
 
 NOTE = "tuning.json"
+TICK = 30.0  # seconds between two notes of the time spent: a killed process loses no more
+Fit = Callable[..., Outcome]
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -25,72 +30,144 @@ class Tuned:
 
     Attributes:
         scores: By learning rate, the hold-out score after the tuning epochs; None where training diverged.
-        rate: The best.
-        seconds: Wall time of all tuning, interruptions left out.
+        rate: The best; where all epochs diverged with that, the next best.
+        diverged: Rates with which they did.
+        seconds: Wall time of tuning and of training, in all processes that had a part in it.
+        commits: Of the code that began the training, and of whatever went on with it.
         outcome: Of the training with that rate.
     """
 
     scores: dict[str, float | None]
     rate: float
-    seconds: float
+    diverged: tuple[float, ...]
+    seconds: dict[str, float]
+    commits: tuple[str, ...]
     outcome: Outcome
 
 
-def train_row(row: Row, task: Task, *, epochs: int, tuning_epochs: int, say: Callable[[str], None] = print) -> Tuned:
-    """Tune and train; what `task.folder` holds of an interrupted run is not done again."""
-    fit = find(row.trainer)
-    task.folder.mkdir(parents=True, exist_ok=True)
-    tried = _tune(fit, row, task, tuning_epochs, say)
-    scores = {name: facts["score"] for name, facts in tried.items()}
-    rate = choose_rate(scores)
-    say(f"{row.name}: learning rate {rate:g} of {', '.join(scores)}; {epochs} epochs")
-    outcome = fit(replace(task, folder=task.folder / "fit"), learning_rate=rate, epochs=epochs, **row.settings)
-    return Tuned(scores, rate, sum(facts["seconds"] for facts in tried.values()), outcome)
+class Note:
+    """What a training has found out so far; it outlives the process.
 
-
-def choose_rate(scores: dict[str, float | None]) -> float:
-    """Return the learning rate with the best score; of equal ones the smallest.
-
-    Raises:
-        FixpatchError: Training diverged with each of them.
+    Attributes:
+        facts: `tried` (score by rate), `diverged` (rates of the whole training), `commits`, `done`.
     """
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / NOTE
+        found = json.loads(self.path.read_text()) if self.path.exists() else {}
+        self.facts: dict[str, Any] = {"tried": {}, "diverged": [], "commits": [], "done": False, **found}
+
+    def write(self) -> None:
+        """Keep it as it is now."""
+        with written_whole(self.path, force=True) as beside:
+            beside.write_text(json.dumps(self.facts, indent=1) + "\n")
+
+
+def train_row(row: Row, task: Task, *, epochs: int, tuning_epochs: int, commit: str = "", say: Say = print) -> Tuned:
+    """Tune and train; what `task.folder` holds of an interrupted run is not done again.
+
+    Args:
+        commit: Of the code that runs.
+    """
+    fit, note = find(row.trainer), Note(task.folder)
+    if not note.facts["done"] and commit not in note.facts["commits"]:
+        note.facts["commits"].append(commit)
+        note.write()
+    _tune(fit, row, task, tuning_epochs, note, say)
+    rate, outcome = _train(fit, row, task, epochs, note, say)
+    tried, diverged, commits = (note.facts[name] for name in ("tried", "diverged", "commits"))
+    spent = {
+        "tuning": sum(read_seconds(task.folder / f"rate-{name}.seconds") for name in tried),
+        "training": read_seconds(task.folder / "fit.seconds"),
+    }
+    return Tuned(tried, rate, tuple(diverged), spent, tuple(commits), outcome)
+
+
+def rank_rates(scores: dict[str, float | None]) -> list[float]:
+    """Return the learning rates that did not diverge, the best first; of equal ones the smaller first."""
     kept = {float(name): score for name, score in scores.items() if score is not None}
-    if not kept:
-        raise FixpatchError(f"Training diverged with each learning rate of {', '.join(scores)}.", "Try smaller ones.")
-    return min(kept, key=lambda rate: (-kept[rate], rate))
+    return sorted(kept, key=lambda rate: (-kept[rate], rate))
 
 
-def _tune(fit: Callable[..., Outcome], row: Row, task: Task, epochs: int, say: Callable[[str], None]) -> dict[str, Any]:
-    """Return score and seconds by learning rate, kept in `task.folder` as soon as each is known."""
-    note = task.folder / NOTE
-    tried: dict[str, Any] = json.loads(note.read_text()) if note.exists() else {}
+def _tune(fit: Fit, row: Row, task: Task, epochs: int, note: Note, say: Say) -> None:
+    """Note the score by learning rate, each as soon as it is known."""
     for rate in row.rates:
         name = f"{rate:g}"
-        if name in tried:
+        if name in note.facts["tried"]:
             continue
         say(f"{row.name}: trying learning rate {name} for {epochs} epochs")
         folder = task.folder / f"rate-{name}"
-        tried[name] = _try(fit, replace(task, folder=folder), rate, epochs, row.settings, say)
-        _write(note, tried)
+        with clocked(task.folder / f"rate-{name}.seconds"):
+            note.facts["tried"][name] = _try(fit, replace(task, folder=folder), rate, epochs, row.settings, say)
+        note.write()
         shutil.rmtree(folder, ignore_errors=True)
-    return tried
 
 
-def _try(
-    fit: Callable[..., Outcome], task: Task, rate: float, epochs: int, own: dict[str, Any], say: Callable[[str], None]
-) -> dict[str, Any]:
-    begun = time.perf_counter()
+def _try(fit: Fit, task: Task, rate: float, epochs: int, own: dict[str, Any], say: Say) -> float | None:
     try:
         score = round(fit(task, learning_rate=rate, epochs=epochs, **own).score, 6)
-        say(f"learning rate {rate:g}: hold-out score {score:.3f}")
     except FixpatchError as error:
-        if "diverged" not in error.message:
-            raise
-        score = None
+        _require_divergence(error)
         say(f"learning rate {rate:g}: {error.message}")
-    return {"score": score, "seconds": round(time.perf_counter() - begun, 1)}
+        return None
+    say(f"learning rate {rate:g}: hold-out score {score:.3f}")
+    return score
 
 
-def _write(path: Path, facts: dict[str, Any]) -> None:
-    with written_whole(path, force=True) as beside:
-        beside.write_text(json.dumps(facts, indent=1) + "\n")
+def _train(fit: Fit, row: Row, task: Task, epochs: int, note: Note, say: Say) -> tuple[float, Outcome]:
+    """Train to the end with the best rate; with the next best where that diverges after all.
+
+    Raises:
+        FixpatchError: Training diverged with each rate.
+    """
+    tried, inner = note.facts["tried"], replace(task, folder=task.folder / "fit")
+    for rate in (each for each in rank_rates(tried) if each not in note.facts["diverged"]):
+        say(f"{row.name}: learning rate {rate:g} of {', '.join(tried)}; {epochs} epochs")
+        try:  # what is finished is only read again, which is no time of its training
+            with nullcontext() if note.facts["done"] else clocked(task.folder / "fit.seconds"):
+                outcome = fit(inner, learning_rate=rate, epochs=epochs, **row.settings)
+        except FixpatchError as error:
+            _require_divergence(error)
+            say(f"learning rate {rate:g}: {error.message}")
+            note.facts["diverged"].append(rate)
+            note.write()
+            continue
+        note.facts["done"] = True
+        note.write()
+        return rate, outcome
+    raise FixpatchError(f"Training diverged with each learning rate of {', '.join(tried)}.", "Try smaller ones.")
+
+
+def _require_divergence(error: FixpatchError) -> None:
+    if "diverged" not in error.message:
+        raise error
+
+
+@contextmanager
+def clocked(path: Path) -> Iterator[None]:
+    """Add the wall time of the block to the seconds in `path`, while it runs and at its end."""
+    before, begun, over = read_seconds(path), time.perf_counter(), threading.Event()
+
+    def write() -> None:
+        beside = path.with_name(f"{path.name}.new")
+        beside.write_text(f"{before + time.perf_counter() - begun:.1f}\n")
+        beside.replace(path)
+
+    def tick() -> None:
+        while not over.wait(TICK):
+            write()
+
+    thread = threading.Thread(target=tick, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        write()
+
+
+def read_seconds(path: Path) -> float:
+    """Return the seconds that `clocked` left in `path`; none where it never ran."""
+    return float(path.read_text()) if path.exists() else 0.0
