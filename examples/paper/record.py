@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 import platform
@@ -20,10 +19,6 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 CODE = ("fixpatch", "examples/paper/*.py")  # whose changes make a commit `dirty`
 BUDGET = ("eps", "eps_step", "steps", "restarts")
-PACKAGES = (
-    *("fixpatch", "keras", "tensorflow", "jax", "torch", "adversarial-robustness-toolbox", "albumentations"),
-    *("opencv-python-headless", "numpy", "scipy"),
-)
 
 
 @dataclass(frozen=True)
@@ -133,16 +128,10 @@ def shorten(value: Any) -> Any:
 
 
 def versions() -> dict[str, str]:
-    """Return the version of every package that shapes a figure, and the backend."""
-    import keras
+    """Return the version of Python and of every package that shapes a figure, and the backend."""
+    from fixpatch import training  # pulls in a backend
 
-    found = {"python": platform.python_version(), "backend": keras.backend.backend()}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+    return {"python": platform.python_version(), **training.versions()}
 
 
 def machine() -> dict[str, Any]:
