@@ -34,7 +34,7 @@ from fixpatch.results import Listener, TrainingFacts
 from fixpatch.states import NOTE, claim_state
 
 PACKAGES = (
-    *("fixpatch", "keras", "tensorflow", "jax", "adversarial-robustness-toolbox", "albumentations"),
+    *("fixpatch", "keras", "tensorflow", "jax", "torch", "adversarial-robustness-toolbox", "albumentations"),
     *("opencv-python-headless", "pillow", "scikit-learn", "numpy"),
 )
 
