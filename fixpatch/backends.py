@@ -49,45 +49,6 @@ def forward(model: keras.Model) -> Scores:
     return _compiler()[1](model)
 
 
-def slow_input_gradients() -> bool:
-    """Tell whether a convolution's gradient for its image takes longer than the convolution.
-
-    So it does in TensorFlow on processors: 2 to 7 times as long for maps of 16 x 16 pixels and fewer.
-    """
-    if keras.backend.backend() != "tensorflow":
-        return False
-    import tensorflow as tf
-
-    return not tf.config.list_physical_devices("GPU")
-
-
-def convolve_frozen(x: Any, kernel: Any, padding: str) -> Any:
-    """Convolve in TensorFlow, with no gradient for the kernel, and one for the images that is a convolution itself.
-
-    With one pixel a step, the gradient of `x` is that of the output, convolved with the kernel turned by 180 degrees
-    and its channels exchanged.
-
-    Args:
-        x: `(B, H, W, C)`.
-        kernel: `(h, w, C, D)`; h and w odd where `padding` is `same`.
-        padding: `same` or `valid`.
-    """
-    import tensorflow as tf
-
-    height, width = kernel.shape[:2]
-    around = [[0, 0], [height - 1, height - 1], [width - 1, width - 1], [0, 0]]
-
-    @tf.custom_gradient
-    def convolve(x: Any, kernel: Any) -> Any:
-        def backward(upstream: Any) -> Any:
-            turned = tf.transpose(kernel[::-1, ::-1], (0, 1, 3, 2))
-            return tf.nn.conv2d(upstream, turned, 1, "SAME" if padding == "same" else around), None
-
-        return tf.nn.conv2d(x, kernel, 1, padding.upper()), backward
-
-    return convolve(x, tf.stop_gradient(tf.convert_to_tensor(kernel)))
-
-
 def expected_gradients(run: Gradients, passes: int) -> Gradients:
     """Return `run` averaged over so many passes (expectation over transformations, Athalye et al. 2018).
 

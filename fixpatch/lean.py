@@ -1,7 +1,4 @@
-"""The lean copy of a frozen classifier: BatchNormalization folded away, and bfloat16 arithmetic where asked for.
-
-In float32 its convolutions also pass gradients on at the speed of their forward pass (`FrozenConv2D`).
-"""
+"""The lean copy of a frozen classifier: BatchNormalization folded away, and bfloat16 arithmetic where asked for."""
 
 from __future__ import annotations
 
@@ -12,7 +9,6 @@ from typing import Any
 import keras
 import numpy as np
 
-from fixpatch.backends import convolve_frozen, slow_input_gradients
 from fixpatch.graph import activation_name, as_functional, class_name, is_graph, producer
 from fixpatch.heads import head_path
 from fixpatch.parsing import require_choice
@@ -60,7 +56,7 @@ def lean_copy(model: keras.Model, precision: str = "float32", keep: Collection[s
     """
     require_choice(precision, PRECISIONS, "precision")
     reduced = precision == "bfloat16"
-    swaps = _fold(model, frozenset(keep), quicken=not reduced)
+    swaps = _fold(model, frozenset(keep))
     if reduced:
         swaps |= _reduce(model, swaps)
     if not swaps:
@@ -84,20 +80,8 @@ def _nodes(model: keras.Model, prefix: str = "") -> Iterator[tuple[str, Any]]:
                 yield from _nodes(node.operation, path + "/")
 
 
-class FrozenConv2D(keras.layers.Conv2D):
-    """A convolution whose kernel has no gradient, and whose image's gradient is a convolution too."""
-
-    def convolution_op(self, inputs: Any, kernel: Any) -> Any:
-        """Return what the stock layer does, to the bit."""
-        return convolve_frozen(inputs, kernel, self.padding)
-
-
-def _fold(model: keras.Model, keep: frozenset[str], quicken: bool = False) -> Swaps:
-    """Return what replaces each layer that feeds a BatchNormalization alone, and what replaces the latter.
-
-    Args:
-        quicken: Whether convolutions become `FrozenConv2D` where these are faster.
-    """
+def _fold(model: keras.Model, keep: frozenset[str]) -> Swaps:
+    """Return what replaces each layer that feeds a BatchNormalization alone, and what replaces the latter."""
     nodes, paths = {}, defaultdict(set)
     for path, node in _nodes(model):
         nodes[id(node)] = node
@@ -116,7 +100,7 @@ def _fold(model: keras.Model, keep: frozenset[str], quicken: bool = False) -> Sw
         layer = producer(tensor)[0]
         alone = used[id(tensor)] == called[id(layer)] == called[id(norm)] == 1
         if alone and not paths[id(layer)] & keep and _foldable(layer, norm, node):
-            folded = _folded(layer, norm, FrozenConv2D if quicken and _quickens(layer) else type(layer))
+            folded = _folded(layer, norm)
             if folded is not None:
                 swaps[id(layer)] = folded
                 swaps[id(norm)] = keras.layers.Identity(name=norm.name, dtype="float32")
@@ -137,16 +121,7 @@ def _policy(operation: Any) -> str:
     return str(operation.dtype_policy.name) if isinstance(operation, keras.layers.Layer) else ""
 
 
-def _quickens(layer: Any) -> bool:
-    """Tell whether `FrozenConv2D` computes what `layer` does; one pixel alone is a matrix product, fast both ways."""
-    if class_name(layer) != "Conv2D" or max(layer.kernel_size) == 1 or not slow_input_gradients():
-        return False
-    plain = set(layer.strides) == set(layer.dilation_rate) == {1} and layer.groups == 1
-    centred = layer.padding == "valid" or all(size % 2 for size in layer.kernel_size)
-    return plain and centred and layer.data_format == "channels_last"
-
-
-def _folded(layer: Any, norm: Any, kind: Any) -> Any:
+def _folded(layer: Any, norm: Any) -> Any:
     """Return a copy of `layer` that applies `norm` too, gamma (W x + b - mean) / sqrt(var + eps) + beta, or None."""
     mean, variance = _float64(norm.moving_mean), _float64(norm.moving_variance)
     scale = (_float64(norm.gamma) if norm.scale else 1.0) / np.sqrt(variance + norm.epsilon)
@@ -156,7 +131,7 @@ def _folded(layer: Any, norm: Any, kind: Any) -> Any:
     kernel = weights[name]
     weights[name] = kernel * (scale.reshape(kernel.shape[-2:]) if axis is None else _along(scale, axis))
     weights["bias"] = weights.get("bias", 0.0) * scale + shift
-    return _copied(layer, weights, kind, use_bias=True)
+    return _copied(layer, weights, use_bias=True)
 
 
 def _along(scale: np.ndarray, axis: int) -> np.ndarray:
@@ -167,8 +142,8 @@ def _float64(weight: Any) -> np.ndarray:
     return np.asarray(keras.ops.convert_to_numpy(weight), np.float64)
 
 
-def _copied(layer: Any, weights: dict[str, np.ndarray], kind: Any, **changes: Any) -> Any:
-    """Return a frozen copy of `layer` as a `kind` with these weights, or None where Keras cannot rebuild it so."""
+def _copied(layer: Any, weights: dict[str, np.ndarray], **changes: Any) -> Any:
+    """Return a frozen copy of `layer` with these weights, or None where Keras cannot rebuild it from its config."""
     try:
         config = {**layer.get_config(), "trainable": False, **changes}
         for key in config:
@@ -176,7 +151,7 @@ def _copied(layer: Any, weights: dict[str, np.ndarray], kind: Any, **changes: An
                 config[key] = "zeros"  # overwritten below
             elif key.endswith(("_regularizer", "_constraint")):
                 config[key] = None
-        copy = kind.from_config(config)
+        copy = type(layer).from_config(config)
         if layer.weights:
             copy.build_from_config(layer.get_build_config())
         for weight in copy.weights:
@@ -197,7 +172,7 @@ def _reduce(model: keras.Model, swaps: Swaps) -> Swaps:
         inside = id(node.operation) in between and id(node.operation) not in head
         if inside and id(node.operation) not in reduced and class_name(layer) and _policy(layer) == "float32":
             weights = {weight.name: keras.ops.convert_to_numpy(weight) for weight in layer.weights}
-            copy = _copied(layer, weights, type(layer), dtype="mixed_bfloat16")
+            copy = _copied(layer, weights, dtype="mixed_bfloat16")
             if copy is not None:
                 reduced[id(node.operation)] = copy
     return reduced

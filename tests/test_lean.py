@@ -10,17 +10,14 @@ import pytest
 from keras import layers, ops
 
 from fixpatch import lean
-from fixpatch.backends import slow_input_gradients, value_and_gradient
 from fixpatch.errors import SettingError
 from fixpatch.graft import graft
 from fixpatch.heads import logits_view
 from fixpatch.lean import lean_copy
 from fixpatch.models import as_base
-from fixpatch.objectives import objective_named
 
 RNG = np.random.default_rng(0)
 X = RNG.random((3, 8, 8, 3), np.float32)
-Y = np.array([0, 1, 2], np.int32)
 
 
 def image() -> keras.KerasTensor:
@@ -126,36 +123,6 @@ def test_normalisation_goes_into_the_layer_before_it(kind: str) -> None:
     assert kinds(copy)["bn"] == "Identity"
     assert [layer.name for layer in copy.layers] == [layer.name for layer in model.layers]
     np.testing.assert_allclose(values(copy), values(model), rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("padding", ["same", "valid"])
-@pytest.mark.parametrize("size", [3, (5, 3), (1, 3)])
-def test_gradients_of_the_image_are_those_of_the_model(size: int | tuple[int, int], padding: str) -> None:
-    first = layers.Conv2D(4, size, padding=padding, name="c")
-    model = trained(chain(first, norm(), layers.Conv2D(6, 3, padding=padding, name="d"), norm("bn_d")))
-    copy = lean_copy(model)
-    assert [kinds(copy)[name] for name in "cd"] == ["FrozenConv2D" if slow_input_gradients() else "Conv2D"] * 2
-    plain, lean = (value_and_gradient(one, objective_named("cross-entropy", 3))(X, Y) for one in (model, copy))
-    for one, other in zip(plain, lean, strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
-    assert np.abs(lean[2]).min() > 0
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"strides": 2},
-        {"dilation_rate": 2, "padding": "same"},
-        {"groups": 3, "filters": 6},
-        {"kernel_size": 1},
-        {"kernel_size": 2, "padding": "same"},
-    ],
-    ids=lambda options: " ".join(options),
-)
-def test_other_convolutions_keep_their_class(options: dict) -> None:
-    copy = lean_copy(trained(chain(layers.Conv2D(**{"filters": 4, "kernel_size": 3, **options}, name="c"), norm())))
-    assert kinds(copy) | {"bn": "Identity"} == kinds(copy)
-    assert kinds(copy)["c"] == "Conv2D"
 
 
 def two_consumers() -> keras.Model:
