@@ -126,6 +126,7 @@ def test_more_restarts_never_leave_more_images_standing(classifier: KerasClassif
 
 
 @pytest.mark.parametrize("name", ["autopgd", "cw"])
+@pytest.mark.slow
 def test_eps_is_a_fraction_of_the_models_own_range(base: Base, unseen: ImageSet, name: str) -> None:
     """The same attack through a Rescaling: 0..255 in, the same picture out."""
     image = keras.Input((8, 8, 1))

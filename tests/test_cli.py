@@ -233,6 +233,7 @@ def test_patch_of_another_base_is_left_aside_with_a_note(place: Path, digits: tu
     ],
     ids=lambda line: line.split()[0],
 )
+@pytest.mark.slow
 def test_quiet_leaves_stderr_empty(place: Path, line: str) -> None:
     result = done(call(*line.split(), "-q"))
     assert result.stderr == ""

@@ -234,6 +234,7 @@ DENOISE = FixerConfig("denoise", similarity="dot-product", delta=0.5)
 
 
 @pytest.mark.parametrize("suffix", [".keras", ".h5"])
+@pytest.mark.slow
 def test_it_goes_through_every_file_beside_fixers(tmp_path: Path, suffix: str) -> None:
     """Through patch files, stacked, through the patched model in plain Keras, and that through fixpatch again."""
     base = fixpatch.as_base(nested())

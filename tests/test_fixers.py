@@ -75,6 +75,7 @@ def require_fixer(at: Place, config: FixerConfig) -> keras.Model:
 
 @pytest.mark.parametrize(("name", "rank"), [(name, rank) for name, kind in MODULES.items() for rank in kind.ranks])
 @pytest.mark.parametrize("non_negative", [False, True])
+@pytest.mark.slow
 def test_every_fixer_at_every_rank(name: str, rank: int, non_negative: bool) -> None:
     module = require_fixer(place(SHAPES[rank], non_negative=non_negative), FixerConfig(name))
     kinds = {2: "Dense", 3: "Conv1D", 4: "Conv2D", 5: "Conv3D"}

@@ -132,7 +132,7 @@ def damaged_case(edits: list[tuple]) -> None:
 
 
 CASES = {"keras": keras_case, "h5": h5_case, "sealed": sealed_case, "damaged": damaged_case}
-SOME = {"keras": 25, "h5": 25, "sealed": 50, "damaged": 100}
+SOME = {"keras": 10, "h5": 10, "sealed": 30, "damaged": 60}
 MANY = {"keras": 3000, "h5": 3000, "sealed": 3000, "damaged": 3000}
 
 

@@ -370,6 +370,7 @@ class TestQuarantine:
         quarantine.EXAMINER.process.kill()
         assert quarantine.EXAMINER.answer(question)["form"] == "keras"
 
+    @pytest.mark.slow
     def test_jobs_that_come_together(self, good: Path, patch_file: Path) -> None:
         quarantine.begin(good)  # leaves a job with the examiner
         assert fixpatch.load_patch(patch_file).manifest.splits

@@ -65,6 +65,7 @@ def test_without_holdout_everything_trains_and_the_last_epoch_counts(model_file:
     assert patch.facts.history[0].val_clean is None
 
 
+@pytest.mark.slow
 def test_a_batch_is_never_larger_than_the_data(model_file: Path, small: ImageSet) -> None:
     patch = fixpatch.train(
         fixpatch.load(model_file),
