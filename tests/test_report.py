@@ -388,6 +388,9 @@ def test_gallery_of_a_model_with_channels_first() -> None:
         keras.Model(image, layers.Dense(2)(layers.Flatten(data_format="channels_first")(pooled))), input_range=(-1, 1)
     )
     x = np.random.default_rng(0).integers(0, 256, (4, 6, 5, 3), np.uint8)
+    # Weights that get all four right: an attack leaves an image that is wrong as it is.
+    slope = np.linalg.lstsq((x / 127.5 - 1).reshape(4, -1), np.array([-1, 1, -1, 1]), rcond=None)[0]
+    base.model.layers[-1].set_weights([np.stack([-slope, slope], 1), np.zeros(2)])
     arena = enter(base, None, ImageSet(x, np.array([0, 1, 0, 1]), ("a", "b"), tuple("0123")))
     gallery = make_gallery(arena, arena.target("base"), attack_named("fgsm"), count=2)
     assert gallery.patch is None and base.channels_first
