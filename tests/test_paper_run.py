@@ -201,6 +201,43 @@ def test_tuning_takes_the_best_rate_and_passes_over_one_that_diverged(tmp_path, 
         tuning.train_row(row, replace(task, folder=tmp_path / "other"), epochs=9, tuning_epochs=2)
 
 
+@pytest.mark.parametrize(
+    ("scores", "further"),
+    [
+        ({1e-3: 0.4, 3e-3: 0.3, 1e-2: 0.2, 3e-4: 0.5, 1e-4: 0.6}, [3e-4, 1e-4]),  # the least is best: two, and no more
+        ({1e-3: 0.4, 3e-3: 0.3, 1e-2: 0.2, 3e-4: 0.1}, [3e-4]),
+        ({1e-3: 0.1, 3e-3: 0.2, 1e-2: 0.3, 3e-2: 0.4, 1e-1: 0.3}, [3e-2, 1e-1]),
+        ({1e-3: 0.1, 3e-3: 0.2, 1e-2: 0.3, 3e-2: None}, [3e-2]),
+        ({1e-3: 0.1, 3e-3: 0.2, 1e-2: 0.2}, []),  # of equal ones the smaller, which is inside
+        ({1e-3: 0.1, 3e-3: 0.2, 1e-2: None}, []),
+        ({1e-3: None, 3e-3: None, 1e-2: None}, []),
+    ],
+)
+def test_tuning_goes_on_beyond_the_edge(scores, further):
+    first, tried = (1e-3, 3e-3, 1e-2), {}
+    while (rate := tuning.next_rate(first, tried)) is not None:
+        tried[f"{rate:g}"] = scores[rate]
+    assert [float(name) for name in tried] == [*first, *further]
+
+
+def test_a_better_rate_beyond_the_edge_is_trained_in_place_of_what_was_finished(tmp_path, monkeypatch):
+    ran = []
+
+    def fit(task: Task, *, learning_rate: float, epochs: int) -> Outcome:
+        ran.append((learning_rate, epochs))
+        return Outcome(None, 1 - learning_rate, 1, epochs, 0.0, ())
+
+    monkeypatch.setattr(tuning, "find", lambda name: fit)
+    monkeypatch.setattr("experiments.RATES", {"fixers": (1e-3,)})
+    task, row = Task(None, None, FGSM, tmp_path), replace(ROWS["fx-a"], settings={})
+    quiet = {"epochs": 9, "tuning_epochs": 2, "say": lambda text: None}
+    assert tuning.train_row(row, task, commit="a", **quiet).rate == 1e-3
+    monkeypatch.setattr("experiments.RATES", {"fixers": (1e-3, 3e-3)})
+    later = tuning.train_row(row, task, commit="b", **quiet)
+    assert (later.rate, later.commits) == (1e-4, ("a", "b"))
+    assert ran == [(1e-3, 2), (1e-3, 9), (3e-3, 2), (3e-4, 2), (1e-4, 2), (1e-4, 9)]
+
+
 def test_seconds_of_an_interrupted_training_are_counted(tmp_path):
     (tmp_path / "fit.seconds").write_text("100.0")
     with pytest.raises(CutOffError), tuning.clocked(tmp_path / "fit.seconds"):

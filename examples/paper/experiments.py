@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import math
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,13 +48,28 @@ DEFAULTS = {
     **{"patched": 200, "probes": 16, "tuning_epochs": 2, "batch_size": 32, "seed": 0},
     **{"width": 16, "base_epochs": 10},  # of the base that `hist` trains
 }
-# As many for every defence, a factor of about three apart: around the default of `fixpatch train` for the fixers, and
-# around a middle of our own for the trainers of this folder, which have no default.
+# As many to begin with for every defence, a factor of about three apart: around the default of `fixpatch train` for the
+# fixers, and around a middle of our own for the trainers of this folder, which have no default. Where the best is at an
+# edge, tuning goes on beyond it, for every defence by up to FURTHER rates: what was tried first decides nothing then.
 RATES = {
     "fixers": (1e-3, 3e-3, 1e-2),
     "adversarial": (3e-4, 1e-3, 3e-3),
     "drn": (3e-2, 1e-1, 3e-1),
 }
+FURTHER = 2
+
+
+def edge_of(rates: Collection[float], best: float) -> int:
+    """Return -1 or 1 where `best` is the least or the greatest of several rates, else 0."""
+    if len(rates) < 2:
+        return 0
+    return (best == max(rates)) - (best == min(rates))
+
+
+def step_beyond(rate: float, side: int) -> float:
+    """Return the neighbour of `rate` among 1, 3, 10, 30 and so on: the next one up (`side` 1) or down (-1)."""
+    half_decades = round(2 * math.log10(rate)) + side
+    return float(f"{(1, 3)[half_decades % 2]}e{half_decades // 2}")
 
 
 @dataclass(frozen=True)
@@ -87,7 +104,7 @@ class Row:
 
     @property
     def rates(self) -> tuple[float, ...]:
-        """Learning rates that are tried; none for the base."""
+        """Learning rates that are tried first; none for the base."""
         return RATES[self.trainer.partition(".")[0]] if self.trainer else ()
 
     @property

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from bench import HOLDOUT, Bench
-from experiments import SPLITS, STAGES, Row, find
+from experiments import FURTHER, SPLITS, STAGES, Row, find
 from judging import describe_stage, facts_of, judge
 from record import Result, figures_of, machine, read_result, result_path, shorten, versions, write_result
 from tuning import Tuned, train_row
@@ -79,7 +79,8 @@ def describe_row(row: Row, scale: str, bench: Bench) -> dict[str, Any]:
             **{"full": describe(task, epochs=epochs, **row.settings)},
             **{"attack": {key: shorten(value) for key, value in asdict(task.attack).items()}},
             **{name: getattr(task, name) for name in ("augment", "views", "holdout", "batch_size")},
-            **{"epochs": epochs, "tuning_epochs": tuning_epochs, "rates": list(row.rates)},
+            **{"epochs": epochs, "tuning_epochs": tuning_epochs},
+            **{"rates": list(row.rates), "further": FURTHER},
             "images": task.images.digest()[:16],
         }
     return json.loads(json.dumps(found))

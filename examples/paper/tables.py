@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from experiments import EXPERIMENTS, LABELS, ROWS, SCALES, Row
+from experiments import EXPERIMENTS, LABELS, ROWS, SCALES, Row, edge_of
 from record import Result
 
 Results = dict[tuple[str, str], Result]  # by scale and row
@@ -145,7 +145,7 @@ def _rate(result: Result) -> str:
     scores = {rate: "diverged" if score is None else f"{score:.3f}" for rate, score in result.tuning.items()}
     tried = ", ".join(f"{rate}: {score}" for rate, score in scores.items())
     rates = [float(rate) for rate in result.tuning]
-    edge = len(rates) > 1 and result.learning_rate in (min(rates), max(rates))
+    edge = edge_of(rates, result.learning_rate)
     if result.diverged:
         tried += f"; to the end diverged: {', '.join(f'{rate:g}' for rate in result.diverged)}"
     return f"{result.learning_rate:g}{', edge of the grid' if edge else ''} ({tried})"

@@ -1,4 +1,4 @@
-"""Train one row: the same number of learning rates for every defence, a few epochs each, and the best to the end."""
+"""Train one row: learning rates by the same rule for every defence, a few epochs each, and the best to the end."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import json
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from defence import Outcome, Task
-from experiments import Row, find
+from experiments import FURTHER, Row, edge_of, find, step_beyond
 
 from fixpatch.errors import FixpatchError
 from fixpatch.files import written_whole
@@ -49,14 +49,21 @@ class Note:
     """What a training has found out so far; it outlives the process.
 
     Attributes:
-        facts: `tried` (score by rate), `diverged` (rates of the whole training), `commits`, `done`.
+        facts: `tried` (score by rate), `diverged` (rates of the whole training), `commits`, and `done`, the rate of the
+            training that is finished.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, commit: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.path = folder / NOTE
+        self.path, self.commit = folder / NOTE, commit
         found = json.loads(self.path.read_text()) if self.path.exists() else {}
-        self.facts: dict[str, Any] = {"tried": {}, "diverged": [], "commits": [], "done": False, **found}
+        self.facts: dict[str, Any] = {"tried": {}, "diverged": [], "commits": [], "done": None, **found}
+
+    def sign(self) -> None:
+        """Note that this commit's code has a part in the training."""
+        if self.commit not in self.facts["commits"]:
+            self.facts["commits"].append(self.commit)
+            self.write()
 
     def write(self) -> None:
         """Keep it as it is now."""
@@ -70,10 +77,7 @@ def train_row(row: Row, task: Task, *, epochs: int, tuning_epochs: int, commit: 
     Args:
         commit: Of the code that runs.
     """
-    fit, note = find(row.trainer), Note(task.folder)
-    if not note.facts["done"] and commit not in note.facts["commits"]:
-        note.facts["commits"].append(commit)
-        note.write()
+    fit, note = find(row.trainer), Note(task.folder, commit)
     _tune(fit, row, task, tuning_epochs, note, say)
     rate, outcome = _train(fit, row, task, epochs, note, say)
     tried, diverged, commits = (note.facts[name] for name in ("tried", "diverged", "commits"))
@@ -91,17 +95,33 @@ def rank_rates(scores: dict[str, float | None]) -> list[float]:
 
 
 def _tune(fit: Fit, row: Row, task: Task, epochs: int, note: Note, say: Say) -> None:
-    """Note the score by learning rate, each as soon as it is known."""
-    for rate in row.rates:
+    """Note the score by learning rate, each as soon as it is known: the row's own rates, then beyond the edge."""
+    tried = note.facts["tried"]
+    while (rate := next_rate(row.rates, tried)) is not None:
         name = f"{rate:g}"
-        if name in note.facts["tried"]:
-            continue
+        note.sign()
         say(f"{row.name}: trying learning rate {name} for {epochs} epochs")
         folder = task.folder / f"rate-{name}"
         with clocked(task.folder / f"rate-{name}.seconds"):
-            note.facts["tried"][name] = _try(fit, replace(task, folder=folder), rate, epochs, row.settings, say)
+            tried[name] = _try(fit, replace(task, folder=folder), rate, epochs, row.settings, say)
         note.write()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def next_rate(first: Sequence[float], tried: dict[str, float | None]) -> float | None:
+    """Return the rate to try next: one of `first`, then one beyond the best while that is at an edge; None at the end.
+
+    Args:
+        tried: Hold-out scores so far, as in `Tuned.scores`.
+    """
+    left = [rate for rate in first if f"{rate:g}" not in tried]
+    if left:
+        return left[0]
+    ranked = rank_rates(tried)
+    side = edge_of([float(name) for name in tried], ranked[0]) if ranked else 0
+    if not side or len(tried) >= len(first) + FURTHER:
+        return None
+    return step_beyond(ranked[0], side)
 
 
 def _try(fit: Fit, task: Task, rate: float, epochs: int, own: dict[str, Any], say: Say) -> float | None:
@@ -123,9 +143,12 @@ def _train(fit: Fit, row: Row, task: Task, epochs: int, note: Note, say: Say) ->
     """
     tried, inner = note.facts["tried"], replace(task, folder=task.folder / "fit")
     for rate in (each for each in rank_rates(tried) if each not in note.facts["diverged"]):
+        finished = note.facts["done"] == rate  # and is only read again, which is no time of its training
+        if not finished:
+            note.sign()
         say(f"{row.name}: learning rate {rate:g} of {', '.join(tried)}; {epochs} epochs")
-        try:  # what is finished is only read again, which is no time of its training
-            with nullcontext() if note.facts["done"] else clocked(task.folder / "fit.seconds"):
+        try:
+            with nullcontext() if finished else clocked(task.folder / "fit.seconds"):
                 outcome = fit(inner, learning_rate=rate, epochs=epochs, **row.settings)
         except FixpatchError as error:
             _require_divergence(error)
@@ -133,7 +156,7 @@ def _train(fit: Fit, row: Row, task: Task, epochs: int, note: Note, say: Say) ->
             note.facts["diverged"].append(rate)
             note.write()
             continue
-        note.facts["done"] = True
+        note.facts["done"] = rate
         note.write()
         return rate, outcome
     raise FixpatchError(f"Training diverged with each learning rate of {', '.join(tried)}.", "Try smaller ones.")
