@@ -21,7 +21,9 @@ def classifier(base: Base) -> KerasClassifier:
     return KerasClassifier(base.logits)
 
 
-@pytest.mark.parametrize("name", sorted(PAPER_ATTACKS))
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name == "cw" else ()) for name in sorted(PAPER_ATTACKS)]
+)
 def test_result_is_in_the_ball_and_strong(classifier: KerasClassifier, unseen: ImageSet, name: str) -> None:
     rows = np.arange(12) if name == "cw" else np.arange(40)
     x, y, keys = unseen.to_range((0, 1))[rows], unseen.y[rows], unseen.hashes()[rows]

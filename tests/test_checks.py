@@ -325,6 +325,7 @@ def measure(
     return Evidence(clean, runs, worst, base.classes, defended.unrest, probes), counting.done
 
 
+@pytest.mark.slow
 def test_what_the_evaluation_made_is_not_made_again(base: Base, patch_file: Path, unseen: ImageSet) -> None:
     counting = Counting()
     arena = replace(enter(base, load_patch(patch_file), unseen.take(range(0, 40, 10))), listener=counting)

@@ -229,7 +229,7 @@ def test_patch_of_another_base_is_left_aside_with_a_note(place: Path, digits: tu
     [
         "train --split res_block_1 --data small --attack fgsm --out quiet.h5",
         "apply base.keras patch.h5 -o quiet.keras",
-        pytest.param("eval --attack fgsm", marks=pytest.mark.slow),
+        "eval --attack fgsm",
     ],
     ids=lambda line: line.split()[0],
 )
@@ -325,7 +325,7 @@ def test_module_runs_like_the_command(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "line",
-    [pytest.param("inspect", marks=pytest.mark.slow), "eval -q --attack fgsm --limit 4"],
+    ["inspect", pytest.param("eval -q --attack fgsm --limit 4", marks=pytest.mark.slow)],
     ids=lambda line: line.split()[0],
 )
 def test_tensorflow_and_art_print_nothing_of_their_own(four: Lines, line: str) -> None:

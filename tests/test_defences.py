@@ -25,6 +25,7 @@ def stranger(base: Base, side: int = 8, classes: int = 10) -> Base:
     return as_base(keras.Model(image, keras.layers.Dense(classes)(keras.layers.Flatten()(image))), name="stranger")
 
 
+@pytest.mark.slow
 def test_a_classifier_of_its_own_is_judged_as_a_patch_is(base: Base, patch_file: Path, unseen: ImageSet) -> None:
     patch, few = load_patch(patch_file), unseen.take(range(0, 40, 5))
     own = as_base(patch.apply(base), input_range=(0, 1), name="defended")

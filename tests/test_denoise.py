@@ -150,6 +150,7 @@ def test_a_setting_that_means_nothing_is_refused(module: str, setting: dict) -> 
     assert build_recipe("x", module="denoise", delta=0.1, similarity="dot-product").fixer.delta == 0.1
 
 
+@pytest.mark.slow
 def test_training_moves_the_statistics_and_the_base_not_at_all(base: Base, small: ImageSet) -> None:
     """One step: the statistics are those of all 2 B images at the split, as the base gives them."""
     modules = build_modules(base.model, choose_places(base.model, SPLITS[:1], "base"), FixerConfig("denoise"))

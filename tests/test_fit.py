@@ -58,7 +58,6 @@ def same(one: dict, other: dict) -> bool:
 @pytest.mark.parametrize(
     ("steps", "holdout"), [*(pytest.param(steps, True, marks=pytest.mark.slow) for steps in (62, 64)), (47, False)]
 )
-@pytest.mark.slow
 def test_interrupted_anywhere_ends_in_the_same_weights(
     base: Base, pairs: tuple, tmp_path: Path, steps: int, holdout: bool
 ) -> None:

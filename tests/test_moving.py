@@ -55,6 +55,7 @@ def logged(folder: Path) -> dict[str, list[int]]:
     return {tag: [event.step for event in events.Tensors(tag)] for tag in events.Tags()["tensors"]}
 
 
+@pytest.mark.slow
 def test_pairs_are_made_on_the_patched_model_whose_averaged_weights_choose_the_epoch(
     base: Base, small: ImageSet, tmp_path: Path
 ) -> None:

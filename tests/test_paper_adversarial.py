@@ -60,6 +60,7 @@ def test_the_outcome_is_a_classifier_with_the_score_that_chose_it(task: Task, ou
     assert outcome.defended.input_range == task.base.input_range
 
 
+@pytest.mark.slow
 def test_pairs_on_the_moving_model_are_made_on_its_weights_of_that_moment(task: Task, outcome: Outcome) -> None:
     learner, few = copy_base(task, Settings(**RATE, epochs=1)), task.images.take(range(0, 60, 3))
     pgd = attack_named("pgd", eps="40/255", steps=5)

@@ -88,7 +88,13 @@ OWN = {"compression": 1, "activation": "tanh", "delta": 0.5}
 
 @pytest.mark.parametrize(
     ("policy", "settings"),
-    [("float32", {}), ("float32", OWN), ("mixed_float16", {}), ("float16", OWN), ("bfloat16", {})],
+    [
+        *(("float32", OWN), ("mixed_float16", {})),
+        *(
+            pytest.param(*each, marks=pytest.mark.slow)
+            for each in [("float32", {}), ("float16", OWN), ("bfloat16", {})]
+        ),
+    ],
 )
 def test_what_was_trained_is_what_is_applied(tmp_path: Path, policy: str, settings: dict) -> None:
     base, config = as_base(model(policy)), FixerConfig(**settings)

@@ -129,7 +129,7 @@ def contents(draw: st.DrawFn) -> PatchContent:
 
 
 class TestRoundTrip:
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=25, deadline=None)
     @given(contents())
     def test_write_read_write_gives_the_same_content_and_bytes(self, content: PatchContent) -> None:
         data = patchfile.to_bytes(content)

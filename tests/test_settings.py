@@ -188,6 +188,7 @@ def attack_of(*args: str, **env: str) -> float:
     return round(crafted(*args, **env)["attack"]["eps"] * 255, 6)
 
 
+@pytest.mark.slow
 def test_eps_comes_from_flag_variable_file_patch_default(place: Path) -> None:
     (place / "fixpatch.toml").write_text('eps = "30/255"')
     assert attack_of("--eps", "10/255", FIXPATCH_EPS="20/255") == 10
@@ -213,6 +214,7 @@ def count_of_classes(*args: str, **env: str) -> int:
     return int(words[words.index("has") + 1])
 
 
+@pytest.mark.slow
 def test_classes_come_from_flag_variable_file_patch(place: Path) -> None:
     (place / "fixpatch.toml").write_text('classes = ["a", "b", "c"]')
     assert count_of_classes("--classes", "a", FIXPATCH_CLASSES="a,b") == 1
@@ -254,7 +256,8 @@ def test_input_range_of_the_patch_comes_before_the_default(place: Path) -> None:
     assert clean[()] != clean["--input-range", "0,1"]
 
 
-@pytest.mark.parametrize("text", ['["base", "patched"]', pytest.param('"base,patched"', marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("text", ['["base", "patched"]', '"base,patched"'])
 def test_attackers_from_the_file(place: Path, text: str) -> None:
     (place / "fixpatch.toml").write_text(f"[eval]\nattacker = {text}")
     words = ["eval", "--data", "small", "--attack", "fgsm", "--limit", "10", "--json", "-q"]

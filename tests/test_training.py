@@ -58,6 +58,7 @@ def test_patch_records_what_shaped_it(model_file: Path, small: ImageSet) -> None
     assert len(patch.held_out) == 10
 
 
+@pytest.mark.slow
 def test_without_holdout_everything_trains_and_the_last_epoch_counts(model_file: Path, small: ImageSet) -> None:
     patch = fixpatch.train(fixpatch.load(model_file), small, SPLITS, attack="fgsm", eps="40/255", holdout=0, epochs=2)
     assert (patch.manifest.images, patch.held_out, patch.facts.best_epoch) == (60, (), 2)
