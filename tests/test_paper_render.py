@@ -173,6 +173,22 @@ def test_a_try_is_titled_by_its_images():
     assert tables.size_of({}, "full", ["fx-a"]) == "45,000 images"
 
 
+def test_the_headline_is_table_1_by_true_labels_at_every_scale_that_has_fx_a():
+    results = results_of("base", "fx-a", "adv", "drn")
+    shown = tables.show_headline(results)
+    clean, autopgd, fgsm = (TOLD["fx-a"][ORDER.index(name)] for name in ("clean", "autopgd", "fgsm"))
+    assert f"| patched | {clean:.1f} | {autopgd:.1f} | {fgsm:.1f} | - |" in shown
+    assert shown.index("| base |") < shown.index("| patched |") < shown.index("| distribution regression network |")
+    assert "Trained on 1,000 images" in shown and "moving" not in shown
+    more = replace(result_of("fx-a", {"clean": 90}), scale="10pct", images={"training": 3600, "holdout": 900})
+    larger = {("10pct", "fx-a"): more, **results}
+    assert [line for line in tables.show_headline(larger).splitlines() if line.startswith("Trained on")] == [
+        "Trained on 1,000 images, 10,000 test images:",
+        "Trained on 10 %, 4,500 images, 10,000 test images:",
+    ]
+    assert tables.show_headline({}) == "Nothing has been run yet.\n"
+
+
 def test_signs_of_too_little_training_and_verdicts_are_shown():
     trained = {"tuning": {"0.001": 0.5, "0.003": 0.6, "0.01": None}, "best_epoch": 10, "epochs": 10}
     result = replace(result_of("fx-a", {"clean": 90}), **trained, learning_rate=0.001)
@@ -240,7 +256,7 @@ def program(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Callable[..., None
     """Return what runs render.py on the page, results and figures of a folder."""
 
     def run(*options: str) -> None:
-        names = {"results": folder / "results", "page": folder / "README.md", "figures": folder / "figures"}
+        names = {"results": folder / "results", "pages": folder / "README.md", "figures": folder / "figures"}
         words = [str(word) for name, path in names.items() for word in (f"--{name}", path)]
         monkeypatch.setattr(sys, "argv", ["render.py", *words, *options])
         render.main()
@@ -250,10 +266,11 @@ def program(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Callable[..., None
 
 def test_the_results_that_are_here_render():
     """Whether the page shows them already is `render.py --check`: a run may be adding to them."""
-    page, results = (PAPER / "README.md").read_text(), record.read_results(record.RESULTS)
-    once = render.render(page, results)
-    assert render.render(once, results) == once
-    names = {match[2] for match in render.MARKED.finditer(page)}
+    names, results = set(), record.read_results(record.RESULTS)
+    for path in render.PAGES:
+        once = render.render(path.read_text(), results)
+        assert render.render(once, results) == once
+        names |= {match[2] for match in render.MARKED.finditer(once)}
     assert names == {*render.SECTIONS, *(f"figure-{experiment}" for experiment in EXPERIMENTS)}
 
 

@@ -162,9 +162,11 @@ def test_the_base_alone_becomes_a_page_and_a_picture(bench, tmp_path, capsys, mo
 
 
 def test_the_page_shows_what_the_results_say():
-    page = (PAPER / "README.md").read_text()
     results = record.read_results(record.RESULTS)
-    assert render.render(page, results) == page
+    for path in render.PAGES:
+        page = path.read_text()
+        assert render.MARKED.search(page), path
+        assert render.render(page, results) == page, path
     for experiment in EXPERIMENTS:
         drawn = bool(charts.list_panels(experiment, results))
         assert drawn == (PAPER / "figures" / f"{experiment}.png").exists()

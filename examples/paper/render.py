@@ -1,6 +1,7 @@
-"""Make README.md's tables, and the figures, from the result files; nothing is trained or attacked here.
+"""Make the tables of the READMEs, here and of the repository, and the figures from the result files.
 
-In the page, what stands between `<!-- begin NAME -->` and `<!-- end NAME -->` is made anew.
+Nothing is trained or attacked here. In a page, what stands between `<!-- begin NAME -->` and `<!-- end NAME -->` is
+made anew.
 """
 
 from __future__ import annotations
@@ -16,13 +17,17 @@ import charts
 from claims import show_claims
 from experiments import EXPERIMENTS, ROWS, STAGES
 from record import RESULTS, Result, read_results, result_path
-from tables import Results, show_figure, show_missing, show_runs, show_table1
+from tables import Results, show_figure, show_headline, show_missing, show_runs, show_table1
 
 from fixpatch.errors import DataError, FixpatchError
 
 HERE = Path(__file__).parent
 MARKED = re.compile(r"(<!-- begin ([\w-]+) -->\n).*?(<!-- end \2 -->)", re.DOTALL)
-SECTIONS = {"table1": show_table1, "claims": show_claims, "runs": show_runs, "missing": show_missing}
+PAGES = (HERE / "README.md", HERE.parents[1] / "README.md")
+SECTIONS = {
+    **{"table1": show_table1, "claims": show_claims, "runs": show_runs, "missing": show_missing},
+    "headline": show_headline,
+}
 ALIKE = ("base", "seed", "images", "augment", "views", "holdout", "batch_size", "splits")  # within a scale
 EPOCHS = ("epochs", "tuning_epochs")
 EVERYWHERE = ("base", "seed", "holdout", "batch_size")  # of these at all scales
@@ -31,22 +36,20 @@ EVERYWHERE = ("base", "seed", "holdout", "batch_size")  # of these at all scales
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=RESULTS, help="[%(default)s]")
-    parser.add_argument("--page", type=Path, default=HERE / "README.md", help="[%(default)s]")
+    parser.add_argument("--pages", type=Path, nargs="+", default=PAGES, help="[README.md here and of the repository]")
     parser.add_argument("--figures", type=Path, default=HERE / "figures", help="[%(default)s]")
-    parser.add_argument(
-        "--check", action="store_true", help="write nothing; fail where the page is not what it would be"
-    )
+    parser.add_argument("--check", action="store_true", help="write nothing; fail where a page is not what it would be")
     args = parser.parse_args()
     try:
         results = read_results(args.results)
-        page = render(args.page.read_text(), results)
+        pages = {path: render(path.read_text(), results) for path in args.pages}
     except FixpatchError as error:
         sys.exit(str(error))
+    changed = [path for path, page in pages.items() if page != path.read_text()]
     if args.check:
-        sys.exit(
-            None if page == args.page.read_text() else f"'{args.page}' is not what the results give; run render.py"
-        )
-    args.page.write_text(page)
+        sys.exit(f"'{changed[0]}' is not what the results give; run render.py" if changed else None)
+    for path in changed:
+        path.write_text(pages[path])
     for experiment in EXPERIMENTS:
         charts.draw(experiment, results, args.figures / f"{experiment}.png")
 

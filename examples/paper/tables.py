@@ -27,6 +27,15 @@ TABLE1: dict[str, tuple[tuple[float, float], ...]] = {
     "drn": ((88.4, 0.4), (13.9, 0.8), (39.9, 1.0), (94.8, 0.1), (10.1, 0.3), (37.8, 1.1)),
 }
 
+HEADLINE = {
+    "base": "base",
+    "fx-a": "patched",
+    "adv": "all weights trained, on pairs made on the base",
+    "adv-moving": "all weights trained, on pairs made on the model as it learns",
+    "denoise-beside": "denoising blocks, all weights trained beside them",
+    "drn": "distribution regression network",
+}
+
 
 def figure(
     result: Result | None, attack: str, *, attacker: str = "base", labels: str = "predicted"
@@ -51,6 +60,25 @@ def size_of(results: Results, scale: str, rows: Iterable[str]) -> str:
     counts = [results[scale, row].images for row in rows if (scale, row) in results]
     count = next((each["training"] + each["holdout"] for each in counts if "training" in each), planned)
     return f"{SHARES.get(scale, '') if count == planned else f'{scale}, a try: '}{count:,} images"
+
+
+def show_headline(results: Results) -> str:
+    """Return table 1 in short at every scale that has fx-a: true labels, and each defence's figures by attacker."""
+    head = ["CIFAR-10, the paper's ResNet9", "clean", "AutoPGD on the base", "FGSM on the base", "AutoPGD on itself"]
+    parts = []
+    for scale in (scale for scale in SCALES if (scale, "fx-a") in results):
+        done = {name: results[scale, name] for name in HEADLINE if (scale, name) in results}
+        body = [[HEADLINE[name], *_headline_cells(result)] for name, result in done.items()]
+        tested = figure(done["fx-a"], "clean")
+        count = f", {tested['n']:,} test images" if tested else ""
+        parts.append(f"Trained on {size_of(results, scale, done)}{count}:\n\n" + table(head, body))
+    return "\n".join(parts) or "Nothing has been run yet.\n"
+
+
+def _headline_cells(result: Result) -> list[str]:
+    found = [figure(result, attack, labels="true") for attack in ("clean", "autopgd", "fgsm")]
+    own = figure(result, "autopgd", attacker="patched", labels="true")
+    return [f"{100 * each['accuracy']:.1f}" if each else "-" for each in (*found, own)]
 
 
 def show_table1(results: Results) -> str:
