@@ -50,7 +50,8 @@ def measure_base(base: Base, images: ImageSet) -> Base:
     images stays.
 
     Raises:
-        DataError: The upper end of the accuracy's 95 % interval is below 1.5 times chance.
+        DataError: The upper end of the accuracy's 95 % interval is below 1.5 times chance, or, with few classes, below
+            chance and a tenth of the rest.
     """
     if base.range_source == RECORDED:
         return base
@@ -58,10 +59,11 @@ def measure_base(base: Base, images: ImageSet) -> Base:
     some = images.take(np.linspace(0, len(images) - 1, min(len(images), ENOUGH)).astype(int))  # they come by class
     rates = clean_accuracies(base, some, candidates)
     best = max(candidates, key=lambda candidate: rates[candidate].value or 0.0)
-    if (rates[best].high or 0.0) < 1.5 / base.classes:
+    chance = 1 / base.classes
+    if (rates[best].high or 0.0) < min(1.5 * chance, chance + (1 - chance) / 10):
         raise DataError(
             f"{base.name} gets {100 * (rates[best].value or 0):.1f} % of {len(some)} images right; "
-            f"chance is {100 / base.classes:.1f} %.",
+            f"chance is {100 * chance:.1f} %.",
             f"Check the input range (now {best[0]:g}..{best[1]:g}; --input-range) and the label order "
             f"(now {', '.join(images.classes[:4])}, ...; --classes takes the model's own order).",
         )

@@ -160,10 +160,18 @@ class Cache(Shelf):
         )
 
     def clear(self) -> CacheFacts:
-        """Remove all entries and leftovers, and nothing else; return what was there."""
+        """Remove all entries and leftovers, and nothing else; return what was there.
+
+        Raises:
+            FixpatchError: The folder cannot be read, or what is in it not be removed.
+        """
         facts = self.facts()
-        for file in (*self._files(ENTRY), *self._files(PART)):
-            file.path.unlink(missing_ok=True)
+        try:
+            for file in (*self._files(ENTRY), *self._files(PART)):
+                file.path.unlink(missing_ok=True)
+        except OSError as error:
+            hint = "Mend its permissions, or name another with --cache."
+            raise FixpatchError(f"The cache in '{self.folder}' cannot be emptied: {error.strerror}.", hint) from error
         return facts
 
     def _touch(self, name: str) -> None:

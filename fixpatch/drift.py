@@ -22,7 +22,7 @@ from fixpatch.errors import SettingError
 from fixpatch.graft import Modules, graft, survey
 from fixpatch.holdout import stratify
 from fixpatch.losses import relative_square
-from fixpatch.mainline import list_stretches
+from fixpatch.mainline import Stretch, list_stretches
 from fixpatch.models import Base
 from fixpatch.places import why_not
 from fixpatch.results import DriftFacts, LayerDrift, Listener, Rate
@@ -73,7 +73,7 @@ def measure_drift(
     images: ImageSet,
     attack: AttackConfig,
     *,
-    count: int = FIXERS,
+    count: int | None = None,
     limit: int = IMAGES,
     fixer: FixerConfig | None = None,
     seed: int = 0,
@@ -87,7 +87,7 @@ def measure_drift(
 
     Args:
         base: With the input range that suits the images (`measure_base`).
-        count: How many places to choose.
+        count: How many places to choose; None takes `FIXERS`, or the few that there are.
         limit: Use so many images, in proportion to the classes.
         shelf, cache: As for `craft_shards`.
 
@@ -191,15 +191,18 @@ def _keep(features: Any) -> Any:
     return features
 
 
-def choose_splits(base: Base, layers: Sequence[LayerDrift], count: int) -> tuple[str, ...]:
+def choose_splits(base: Base, layers: Sequence[LayerDrift], count: int | None = None) -> tuple[str, ...]:
     """Return the `count` places with the most drift per parameter of a module there, in forward order.
 
+    `count` None takes `FIXERS` places, or the fewer that there are.
     Of layers that hold the same features, the one that drifts most stands for all (docs/choices.md).
 
     Raises:
         SettingError: There are fewer places.
     """
     measured = {layer.path: layer for layer in layers if math.isfinite(layer.drift)}
+    if count is None:
+        count = min(FIXERS, len(_list_places(base, measured)))
     places = _list_candidates(base, measured, count)
     best = [
         max((measured[path] for path in place if path in measured), key=lambda layer: layer.drift) for place in places
@@ -208,13 +211,17 @@ def choose_splits(base: Base, layers: Sequence[LayerDrift], count: int) -> tuple
     return tuple(layer.path for layer in layers if layer in chosen)
 
 
+def _list_places(base: Base, paths: Collection[str]) -> list[Stretch]:
+    return [place for place in list_stretches(base.calls) if place.learned and set(place.paths) & set(paths)]
+
+
 def _list_candidates(base: Base, paths: Collection[str], count: int) -> list[tuple[str, ...]]:
     """Return groups of layers of which each is one place, in forward order.
 
     Only places through which everything passes, while there are enough of them; and none in front of the first layer
     with a kernel, where there is nothing of the model's own to mend.
     """
-    places = [place for place in list_stretches(base.calls) if place.learned and set(place.paths) & set(paths)]
+    places = _list_places(base, paths)
     main = [place for place in places if place.main]
     candidates = main if len(main) >= count else places
     if len(candidates) < count:

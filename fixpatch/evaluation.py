@@ -79,7 +79,7 @@ def evaluate(
     arena = open_arena(base, defence, data, classes=classes, limit=limit, seed=seed, cache=cache, listener=listener)
     plan = choose_plan(arena, attacks, attackers, budget, surrogate is not None, {})
     if isinstance(surrogate, (str, Path)):
-        surrogate = read_images(arena.base, surrogate, classes=classes)
+        surrogate = read_images(arena.base, surrogate, classes=arena.images.classes)
     with tempfile.TemporaryDirectory(prefix="fixpatch-") as folder:
         return evaluate_arena(arena, plan, surrogate=surrogate, folder=Path(folder))
 

@@ -15,8 +15,9 @@ from fixpatch.holdout import stratify
 from fixpatch.models import Base
 from fixpatch.parsing import require_choice
 from fixpatch.patches import Patch, load_patch, require_base
+from fixpatch.patchfile import digest_of
 from fixpatch.results import Listener
-from fixpatch.runs import read_note
+from fixpatch.runs import RunNote, note_path, read_note
 from fixpatch.threats import NAMED_ATTACKS, AttackConfig, attack_named
 
 PATCH = Path("patch.h5")
@@ -69,7 +70,7 @@ def find_images(
     names = images.classes or (patch.manifest.class_names if patch else None)
     if images.path is not None:
         return load_for(base, images, seed, names, listener), "given"
-    note = read_note(path) if path else None
+    note = _read_own_note(path, patch, listener)
     if note is None:
         raise DataError("No images are named, and no training run left a note of its own.", "Pass --data.")
     if not note.held_out:
@@ -79,6 +80,17 @@ def find_images(
         raise DataError(f"The images in '{note.data}' have changed since the patch was trained.", "Pass --data.")
     held_out = loaded.take(note.held_out)
     return held_out.take(stratify(held_out.y, images.limit, seed)), "holdout"
+
+
+def _read_own_note(path: Path | None, patch: Patch | None, listener: Listener) -> RunNote | None:
+    """Read the note beside the patch at `path`; None where there is none, or it is another patch's."""
+    note = read_note(path) if path else None
+    if path is None or note is None or patch is None:
+        return None
+    if note.patch != digest_of(patch.content):
+        listener.say(f"note: '{note_path(path)}' is of another patch than '{path}', and is not used")
+        return None
+    return note
 
 
 def load_for(base: Base, images: Images, seed: int, classes: Sequence[str] | None, listener: Listener) -> ImageSet:
@@ -135,7 +147,7 @@ def find_rival(
     names = patch.manifest.class_names
     if images is not None:
         return load_for(base, images, seed, images.classes or names, listener)
-    note = read_note(path) if path else None
+    note = _read_own_note(path, patch, listener)
     if note is None or not Path(note.data).exists():
         return None
     loaded = load_for(base, Images(Path(note.data), None, note.skip_unreadable), seed, names, listener)

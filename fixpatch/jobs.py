@@ -29,7 +29,7 @@ from fixpatch.modelfiles import load_file, require_places
 from fixpatch.models import save_model
 from fixpatch.parsing import require_choice
 from fixpatch.patches import Patch
-from fixpatch.patchfile import describe
+from fixpatch.patchfile import describe, digest_of
 from fixpatch.plan import Plan, name_attacks
 from fixpatch.report import write_report, write_training_report
 from fixpatch.results import CraftFacts, DriftFacts, Listener, ModelFacts
@@ -146,6 +146,7 @@ def _note(patch: Patch, model: Path, images: Images, loaded: ImageSet, recipe: R
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
         seconds=patch.facts.seconds if patch.facts else {},
         versions=versions(),
+        patch=digest_of(patch.content),
     )
 
 
@@ -215,7 +216,7 @@ def evaluate_files(
         spend: One of `threats.BUDGETS`.
         surrogate, surrogate_data: A second patch, or images to train one on, for the attacker `surrogate`; without
             either, the patch's own training images, where its note tells them.
-        whole: Refuse unless there is a patch.
+        whole: Refuse unless there is a patch, and an attack by the gradient of the patched model.
         report: An HTML file to write.
         command: The line that repeats this, for the report.
     """
@@ -233,12 +234,19 @@ def evaluate_files(
         own = replace(images, path=surrogate_data, limit=None) if surrogate_data else None
         rival = find_rival(base, path, found, surrogate, own, seed, listener)
     elif surrogate or surrogate_data:
-        listener.say("note: the attacker surrogate does not run (--attacker surrogate, or --budget standard)")
+        why = "there is no patch" if found is None else "--attacker surrogate, or --budget standard"
+        listener.say(f"note: the attacker surrogate does not run ({why})")
     with _evaluation_state(path or model.path, listener) as state:
         arena = open_arena(
             base, found, loaded, seed=seed, shelf=Shelf(state / "pairs"), cache=cache or False, listener=listener
         )
         plan = choose_plan(arena, attacks, attackers, spend, rival is not None, budget or {})
+        if whole and "patched" not in plan.attackers:
+            raise SettingError(
+                "--fail-under needs a figure against the attacker patched, and no attack that runs follows the patched "
+                "model's gradient.",
+                "Name one that does, such as --attack autopgd.",
+            )
         going_on = claim_state(state, describe_run(arena, plan, rival), resume)
         if resume and not going_on:
             listener.say(f"nothing to go on with in '{state}'; starting anew")

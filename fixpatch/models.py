@@ -121,8 +121,12 @@ class Base:
         return hashlib.sha256("\n".join([self.fingerprint, *configs]).encode()).hexdigest()
 
     def anew(self) -> Base:
-        """Return the same with nothing remembered: whoever has the model may have trained it further since."""
-        return replace(self)
+        """Return the same with nothing remembered: whoever has the model may have trained it further since.
+
+        The logits view is made again too: of a softmax head it holds a copy.
+        """
+        logits, head = logits_view(self.model)
+        return replace(self, logits=logits, head=head)
 
     def with_range(self, input_range: tuple[float, float], source: str) -> Base:
         """Return the same base with another input range."""

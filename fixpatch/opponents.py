@@ -139,19 +139,23 @@ def fit_against(job: Job) -> Fitted:
 
 
 def _fit_on_base(job: Job, train: ImageSet, holdout: ImageSet) -> Fitted:
-    """Make the training pairs on the base, and unvaried ones for each hold-out image, and fit the modules on them."""
+    """Make the training pairs on the base, and unvaried ones for each hold-out image, and fit the modules on them.
+
+    Without a hold-out, unvaried pairs of the training images are what is measured: views of an image are no images.
+    """
     data, turns = job.recipe.data, len(job.recipe.attacks)
     with timed(job.seconds, "crafting"):
-        job.listener.stage("crafting", len(train) * data.views + len(holdout) * turns)
+        seen = holdout if len(holdout) else train
+        job.listener.stage("crafting", len(train) * data.views + len(seen) * turns)
         pairs = job.craft(job.base, train, preset=data.augment, views=data.views)
         kept_back = job.craft(job.base, holdout)
+        measured = kept_back if len(holdout) else job.craft(job.base, train)
     job.say_size(f"{len(pairs):,}" + (f" ({pairs.cached:,} from the cache)" if pairs.cached else ""))
     with timed(job.seconds, "training"):
         keras.utils.set_random_seed(job.recipe.training.seed)
         history, best = fit_modules(
             job.base, job.modules, pairs, kept_back, job.recipe.training, job.folder / "fit", job.listener, job.logs
         )
-    measured, turns = (kept_back, turns) if len(kept_back) else (pairs, 1)
     return Fitted(history, best, {"base": measured, "patch": measured}, turns, pairs.cached)
 
 

@@ -7,7 +7,17 @@ from typing import Annotated, Any
 
 import typer
 
-from fixpatch.config import AUGMENTS, MODULES, SIMILARITIES, TARGETS, ModelFile
+from fixpatch.config import (
+    AUGMENTS,
+    MODULES,
+    MOVING,
+    SIMILARITIES,
+    TARGETS,
+    DataConfig,
+    FixerConfig,
+    ModelFile,
+    TrainingConfig,
+)
 from fixpatch.errors import SettingError
 from fixpatch.parsing import parse_fraction
 from fixpatch.threats import ATTACKERS, BUDGETS, LABELS, LOSSES, NAMED_ATTACKS, NORMS, PRECISIONS
@@ -58,27 +68,85 @@ Attack = Annotated[
 ]
 # No variable: that of `eval` names several.
 Trainer = Annotated[
-    str | None, typer.Option("--attacker", help="Whom the pairs are made on: base | patched, which learns meanwhile.")
+    str | None,
+    typer.Option(
+        "--attacker", help="Whom the pairs are made on: base | patched, which learns meanwhile; base where unset."
+    ),
 ]
-Module = Annotated[str | None, option("--module", f"What is grafted: {' | '.join(MODULES)}.")]
+Module = Annotated[
+    str | None, option("--module", f"What is grafted: {' | '.join(MODULES)}; {FixerConfig.module} where unset.")
+]
 Similarity = Annotated[str | None, option("--similarity", f"Of a denoise module: {' | '.join(SIMILARITIES)}.")]
-Delta = Annotated[float | None, option("--delta", "Scale of the correction, 0 to 1.")]
-Compression = Annotated[int | None, option("--compression", "A fixer compresses the channels by this factor.")]
-Activation = Annotated[str | None, option("--activation", "Of a fixer's second convolution: linear | tanh.")]
-FinalRelu = Annotated[str | None, option("--final-relu", "ReLU after a fixer's sum: auto | always | never.")]
-Initializer = Annotated[str | None, option("--initializer", "Of a fixer's second convolution: zeros | glorot_uniform.")]
-DistillWeight = Annotated[float | None, option("--distill-weight", "Weight of equation 4 in equation 3.")]
-DistillTarget = Annotated[str | None, option("--distill-target", f"Equation 4's target: {' | '.join(TARGETS)}.")]
-Augment = Annotated[str | None, option("--augment", f"Before the attack: {' | '.join(AUGMENTS)}.")]
-Views = Annotated[int | None, option("--views", "Augmented views per image, each attacked once.")]
-Epochs = Annotated[int | None, option("--epochs", "Passes over the pairs, at most.")]
-BatchSize = Annotated[int | None, option("--batch-size", "Pairs per step.")]
-LearningRate = Annotated[float | None, option("--learning-rate", "Of Adam, after a short warm-up.")]
-Patience = Annotated[int | None, option("--patience", "Stop after so many epochs without a better hold-out score.")]
-Holdout = Annotated[float | None, option("--holdout", "Share kept for validation; 0 trains on everything.")]
+Delta = Annotated[
+    float | None, option("--delta", f"Scale of the correction, 0 to 1; {FixerConfig.delta:g} where unset.")
+]
+Compression = Annotated[
+    int | None,
+    option("--compression", f"A fixer compresses the channels by this factor; {FixerConfig.compression} where unset."),
+]
+Activation = Annotated[
+    str | None,
+    option("--activation", f"Of a fixer's second convolution: linear | tanh; {FixerConfig.activation} where unset."),
+]
+FinalRelu = Annotated[
+    str | None,
+    option("--final-relu", f"ReLU after a fixer's sum: auto | always | never; {FixerConfig.final_relu} where unset."),
+]
+Initializer = Annotated[
+    str | None,
+    option(
+        "--initializer",
+        f"Of a fixer's second convolution: zeros | glorot_uniform; {FixerConfig.initializer} where unset.",
+    ),
+]
+DistillWeight = Annotated[
+    float | None,
+    option("--distill-weight", f"Weight of equation 4 in equation 3; {TrainingConfig.distill_weight:g} where unset."),
+]
+DistillTarget = Annotated[
+    str | None,
+    option(
+        "--distill-target", f"Equation 4's target: {' | '.join(TARGETS)}; {TrainingConfig.distill_target} where unset."
+    ),
+]
+Augment = Annotated[
+    str | None, option("--augment", f"Before the attack: {' | '.join(AUGMENTS)}; {DataConfig.augment} where unset.")
+]
+Views = Annotated[
+    int | None,
+    option(
+        "--views",
+        f"Augmented views per image, each attacked once; {DataConfig.views} where unset ({MOVING['views']} against patched).",
+    ),
+]
+Epochs = Annotated[
+    int | None,
+    option(
+        "--epochs",
+        f"Passes over the pairs, at most; {TrainingConfig.epochs} where unset ({MOVING['epochs']} against patched).",
+    ),
+]
+BatchSize = Annotated[int | None, option("--batch-size", f"Pairs per step; {TrainingConfig.batch_size} where unset.")]
+LearningRate = Annotated[
+    float | None,
+    option("--learning-rate", f"Of Adam, after a short warm-up; {TrainingConfig.learning_rate:g} where unset."),
+]
+Patience = Annotated[
+    int | None,
+    option(
+        "--patience",
+        f"Epochs of the second half without a better hold-out score until it stops; {TrainingConfig.patience} where unset ({MOVING['patience']} against patched).",
+    ),
+]
+Holdout = Annotated[
+    float | None,
+    option("--holdout", f"Share kept for validation; 0 trains on everything; {DataConfig.holdout:g} where unset."),
+]
 GroupBy = Annotated[str | None, option("--group-by", "Regular expression on paths; a match stays on one side.")]
 Hashes = Annotated[bool, option("--hashes/--no-hashes", "Keep the images' content hashes in the patch.")]
-TensorBoard = Annotated[Path | None, option("--tensorboard", "Folder for TensorBoard's logs of the training.")]
+TensorBoard = Annotated[
+    Path | None, option("--tensorboard", "Folder for TensorBoard's logs of the training; needs the extra tensorboard.")
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")]
 
 # Of `eval` alone.

@@ -94,6 +94,8 @@ def make_plan(
     chosen = [each for each in dict.fromkeys(attackers) if patched or each not in NEEDS_PATCH]
     steps = [step for each in chosen for step in _steps(each, list(attacks), spent, chosen, classes, patched)]
     steps = [step for step in steps if square or step.config.name != "square"]
+    if not steps:  # Square is all that is ever left out
+        raise SettingError(f"No attack is left to run. {NO_SQUARE}.", "Name another attack.")
     return Plan(budget, who_attacks(steps), tuple(steps), spent.probes, tuple(notes))
 
 
@@ -128,8 +130,11 @@ def require_attackers(attackers: Sequence[str], *, patched: bool, surrogate: boo
     """
     for attacker in attackers:
         require_choice(attacker, ATTACKERS, "--attacker")
-    if not patched and set(attackers) <= set(NEEDS_PATCH):
-        raise SettingError(f"--attacker {attackers[0]} needs a patch.", "Pass --patch, or attack the base alone.")
+    if not attackers:
+        raise SettingError("No attacker is named.", f"Known: {', '.join(ATTACKERS)}.")
+    without = [attacker for attacker in attackers if attacker in NEEDS_PATCH and not patched]
+    if without:
+        raise SettingError(f"--attacker {without[0]} needs a patch.", "Pass --patch, or attack the base alone.")
     if own and "surrogate" in attackers:
         raise SettingError(
             "--attacker surrogate needs a patch: it trains fixers with the patch's own settings.",
@@ -150,7 +155,8 @@ def _steps(
             yield Step(attacker, "patched" if patched else "base", config)
         return
     gradient = [config for config in attacks if "black-box" not in attackers or config.name not in OUTPUTS_ONLY]
-    if attacker == "patched" and budget.targets and classes > 3:
+    white_box = "patched" if patched else "base"
+    if attacker == white_box and budget.targets and classes > 3:
         gradient += [replace(each, targets=budget.targets) for each in attacks if each.name == "autopgd-dlr"]
     for made_on in ("surrogate", "base+surrogate") if attacker == "surrogate" else (attacker,):
         for config in gradient:

@@ -9,7 +9,7 @@ from pathlib import Path
 from fixpatch.errors import DataError
 from fixpatch.files import written_whole
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,7 @@ class RunNote:
         data_digest: Of all images and labels, in order.
         held_out: Positions of the images that chose the epoch.
         seconds: Wall time of each stage.
+        patch: The digest of the patch: beside another one the note means nothing.
     """
 
     model: str
@@ -32,6 +33,7 @@ class RunNote:
     finished: str
     seconds: dict[str, float]
     versions: dict[str, str]
+    patch: str
 
 
 def note_path(patch: Path) -> Path:

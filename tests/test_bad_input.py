@@ -257,6 +257,8 @@ EVALUATION = [
     ("--fail-under 1.5", r"--fail-under is 1\.5; it has to be from 0 to 1", ""),
     ("--fail-under nan", r"--fail-under is nan; it has to be from 0 to 1", ""),
     ("--fail-under 0.5 --attacker base", "nobody attacked the patched model", "--attacker patched"),
+    ("--fail-under 0.5 --attack square", "follows the patched model's gradient", "--attack autopgd"),
+    ("--attacker base --attacker patched --no-patch", "--attacker patched needs a patch", "Pass --patch"),
     ("--fail-under 0.5 --no-patch", "nobody attacked the patched model", "Pass --patch"),
     ("--report patch.h5", r"'patch\.h5' exists already", "--force"),
     ("--report small --force", "'small' is a folder", ""),

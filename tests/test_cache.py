@@ -20,7 +20,7 @@ from fixpatch import patchfile
 from fixpatch.cache import CAP, DAY, Cache, Shelf, open_cache, user_folder
 from fixpatch.classifier import KerasClassifier
 from fixpatch.data import ImageSet
-from fixpatch.errors import SettingError
+from fixpatch.errors import FixpatchError, SettingError
 from fixpatch.models import Base
 from fixpatch.threats import attack_named
 
@@ -230,6 +230,16 @@ def test_a_folder_that_cannot_be_written_is_said_once(tmp_path: Path) -> None:
     assert "cannot be written (Not a directory); going on without a cache" in said[0]
     assert cache.facts().entries == 0
     assert cache.clear().entries == 0
+
+
+def test_what_cannot_be_removed_is_no_fault_of_fixpatch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def deny(path: Path, missing_ok: bool = False) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    cache = filled(tmp_path, 1)
+    monkeypatch.setattr(Path, "unlink", deny)
+    with pytest.raises(FixpatchError, match="cannot be emptied: Permission denied"):
+        cache.clear()
 
 
 def test_clear_removes_its_own_files_only(tmp_path: Path) -> None:

@@ -139,6 +139,7 @@ def test_what_only_prepares_the_image_is_no_place() -> None:
     # The cheapest place, and one that drifts, but there is nothing of the model's own to mend yet.
     facts = [LayerDrift("scale", 1.0, 30), LayerDrift("conv", 0.5, 100), LayerDrift("pool", 0.4, 50)]
     assert choose_splits(base, facts, 1) == ("conv",)
+    assert choose_splits(base, facts) == ("conv",), "as many as there are, where no number is asked for"
     with pytest.raises(SettingError, match="there are 1 to choose from"):
         choose_splits(base, facts, 2)
 

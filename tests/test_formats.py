@@ -392,7 +392,7 @@ def test_sample_has_the_model_s_range_and_layout(pictures: Path) -> None:
 
 
 def note(patch: Path, data: str) -> None:
-    write_note(patch, RunNote("m.keras", data, "0", False, (), 0, "", {}, {}))
+    write_note(patch, RunNote("m.keras", data, "0", False, (), 0, "", {}, {}, "0"))
 
 
 def test_sample_of_what_the_patch_was_trained_on(tmp_path: Path, pictures: Path) -> None:

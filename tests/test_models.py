@@ -327,6 +327,18 @@ def test_the_fingerprint_is_the_same_in_every_format_and_process(files: Path) ->
     assert len(set(found.values())) == 5
 
 
+@pytest.mark.parametrize("activation", ["softmax", None])
+def test_a_model_that_was_trained_further_has_the_logits_of_today(activation: str | None) -> None:
+    image = keras.Input((4, 4, 1))
+    model = keras.Model(image, layers.Dense(3, activation)(layers.Flatten()(image)))
+    before, x = as_base(model), np.random.default_rng(0).random((5, 4, 4, 1), np.float32)
+    fingerprint = before.fingerprint
+    model.set_weights([weights[..., ::-1] + 0.5 for weights in model.get_weights()])
+    today = before.anew()
+    assert today.fingerprint == as_base(model).fingerprint != fingerprint
+    assert np.array_equal(today.logits.predict(x, verbose=0), as_base(model).logits.predict(x, verbose=0))
+
+
 def test_the_fingerprint_leaves_out_what_does_not_change_the_function(files: Path, tmp_path: Path) -> None:
     base = fixpatch.load(files / "net.keras")
     model = keras.models.load_model(files / "net.keras")

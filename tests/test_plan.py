@@ -52,10 +52,22 @@ def test_what_a_budget_cannot_run_is_left_out_and_said_and_what_is_named_is_refu
         plan(attackers=["surrogate"], surrogate=False)
     with pytest.raises(SettingError, match="needs a patch"):
         plan(attackers=["patched"], patched=False)
+    with pytest.raises(SettingError, match="--attacker patched needs a patch"):
+        plan(attackers=["base", "patched"], patched=False)
+    with pytest.raises(SettingError, match="No attacker is named"):
+        plan(attackers=[])
+    with pytest.raises(SettingError, match="No attack is left to run"):
+        plan(attackers=["patched"], attacks=(attack_named("square", norm="2"),), square=False)
     with pytest.raises(SettingError, match="black-bx"):
         plan(attackers=["black-bx"])
     with pytest.raises(SettingError, match="--budget"):
         plan("cheap")
+
+
+@pytest.mark.parametrize(("patched", "white_box"), [(True, "patched"), (False, "base")])
+def test_the_white_box_aims_at_classes_with_the_full_budget(patched: bool, white_box: str) -> None:
+    found = plan("full", attacks=(attack_named("autopgd-dlr"),), patched=patched, surrogate=False)
+    assert {step.attacker for step in found.steps if step.config.targets} == {white_box}
 
 
 def test_square_as_it_was_named_is_that_of_the_black_box() -> None:

@@ -15,7 +15,6 @@ import typer
 from evaluations import CLASSES, FULL, HALF, MADE, make_evaluation, make_score
 
 from fixpatch import endings, scoreboard
-from fixpatch.errors import SettingError
 from fixpatch.results import Rate
 from fixpatch.scores import OPEN, Evaluation
 
@@ -179,8 +178,3 @@ def test_fail_under_holds_the_worst_figure_to_the_bar(
         endings.hold_to_bar(make_evaluation(), bar, quiet=False)
     assert caught.value.exit_code == ends
     assert "worst robust accuracy 50.0 % is below --fail-under" in capsys.readouterr().err
-
-
-def test_fail_under_says_nothing_of_a_patched_model_that_nobody_attacked() -> None:
-    with pytest.raises(SettingError, match="nobody attacked the patched model"):
-        endings.hold_to_bar(make_evaluation(attackers=("base", "surrogate", "black-box")), 0.1, quiet=False)

@@ -13,12 +13,13 @@ import fixpatch
 from fixpatch.conclusion import doubt_surrogate
 from fixpatch.config import ModelFile
 from fixpatch.data import ImageSet, load_images
-from fixpatch.errors import SettingError
+from fixpatch.errors import DataError, SettingError
 from fixpatch.evaluation import choose_plan, describe_run, open_arena
-from fixpatch.inputs import Images, find_rival
+from fixpatch.inputs import Images, find_images, find_rival
 from fixpatch.jobs import evaluate_files
 from fixpatch.models import Base
 from fixpatch.patches import Patch, load_patch
+from fixpatch.patchfile import digest_of
 from fixpatch.results import Listener
 from fixpatch.runs import RunNote, write_note
 from fixpatch.states import claim_state
@@ -40,8 +41,9 @@ def one_split(patch: Patch) -> Patch:
     return Patch(replace(patch.content, manifest=replace(patch.manifest, splits=first), weights=kept))
 
 
-def note_of(images: ImageSet, data: Path, **changes: object) -> RunNote:
-    made = RunNote("model.keras", str(data), images.digest(), False, (3, 17, 59), 0, "", {}, {})
+def note_of(patch: Patch, images: ImageSet, data: Path, **changes: object) -> RunNote:
+    digest = digest_of(patch.content)
+    made = RunNote("model.keras", str(data), images.digest(), False, (3, 17, 59), 0, "", {}, {}, digest)
     return replace(made, **changes)
 
 
@@ -55,15 +57,46 @@ def test_it_trains_on_what_the_patch_was_trained_on_and_not_on_its_hold_out(
     tmp_path: Path, base: Base, patch: Patch, small_folder: Path
 ) -> None:
     whole = load_images(small_folder, input_shape=base.image_shape, model_classes=10)[0]
-    write_note(tmp_path / "patch.h5", note_of(whole, small_folder))
+    write_note(tmp_path / "patch.h5", note_of(patch, whole, small_folder))
     found = find(base, tmp_path / "patch.h5", patch)
     held_out = whole.hashes()[[3, 17, 59]]
     assert len(found) == 57
     assert {row.tobytes() for row in found.hashes()} == {row.tobytes() for row in whole.hashes()} - {
         row.tobytes() for row in held_out
     }
-    write_note(tmp_path / "patch.h5", note_of(whole, small_folder, data_digest="0" * 64))
+    write_note(tmp_path / "patch.h5", note_of(patch, whole, small_folder, data_digest="0" * 64))
     assert find_rival(base, tmp_path / "patch.h5", patch, None, None, 0, Listener()) is None, "other images by now"
+
+
+def test_a_note_of_another_patch_is_not_used(tmp_path: Path, base: Base, patch: Patch, small_folder: Path) -> None:
+    """As when a patch is moved over an older one, whose note stays."""
+    path, listener = tmp_path / "patch.h5", Heard()
+    whole = load_images(small_folder, input_shape=base.image_shape, model_classes=10)[0]
+    write_note(path, note_of(one_split(patch), whole, small_folder))
+    assert find_rival(base, path, patch, None, None, 0, listener) is None
+    with pytest.raises(DataError, match="no training run left a note"):
+        find_images(base, Images(None), path, patch, 0, listener)
+    assert len(listener.said) == 2 and "is of another patch" in listener.said[0]
+
+
+class Heard(Listener):
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+
+def test_images_that_are_named_have_the_classes_in_the_order_of_the_patch(
+    base: Base, patch: Patch, small_folder: Path, unseen: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names, taken = tuple(map(str, reversed(range(10)))), []
+    monkeypatch.setattr("fixpatch.evaluation.evaluate_arena", lambda *_, surrogate, **__: taken.append(surrogate))
+    named = replace(unseen, classes=names)
+    fixpatch.evaluate(
+        base, with_classes(patch, *names), named, attackers=["surrogate"], surrogate=small_folder, cache=False
+    )
+    assert taken[0].classes == names
 
 
 def test_its_images_have_the_classes_in_the_order_of_the_patch(base: Base, patch: Patch, small_folder: Path) -> None:
@@ -78,8 +111,9 @@ def test_the_classes_of_its_note_are_in_the_order_of_the_patch(
 ) -> None:
     names = tuple(map(str, reversed(range(10))))
     whole = load_images(small_folder, input_shape=base.image_shape, model_classes=10, classes=names)[0]
-    write_note(tmp_path / "patch.h5", note_of(whole, small_folder))
-    assert find(base, tmp_path / "patch.h5", with_classes(patch, *names)).classes == names
+    turned = with_classes(patch, *names)
+    write_note(tmp_path / "patch.h5", note_of(turned, whole, small_folder))
+    assert find(base, tmp_path / "patch.h5", turned).classes == names
 
 
 def test_a_run_goes_on_with_the_same_surrogate_only(tmp_path: Path, base: Base, patch: Patch, small: ImageSet) -> None:

@@ -63,6 +63,7 @@ def test_without_holdout_everything_trains_and_the_last_epoch_counts(model_file:
     patch = fixpatch.train(fixpatch.load(model_file), small, SPLITS, attack="fgsm", eps="40/255", holdout=0, epochs=2)
     assert (patch.manifest.images, patch.held_out, patch.facts.best_epoch) == (60, (), 2)
     assert patch.facts.measured_on == "training"
+    assert patch.facts.patch_clean.n == 60, "images, not views of them"
     assert patch.facts.history[0].val_clean is None
 
 
@@ -97,6 +98,19 @@ def test_base_no_better_than_chance_is_refused_with_the_likely_causes(base: Base
     reversed_labels = replace(digits[2], y=(digits[2].y + 1) % 10)
     with pytest.raises(DataError, match=r"chance is 10.0 %.*--input-range.*--classes"):
         fixpatch.train(base, reversed_labels, SPLITS)
+
+
+def test_a_base_for_two_classes_may_be_poor_but_not_a_guess() -> None:
+    keras.utils.set_random_seed(0)
+    image = keras.Input((4, 4, 1))
+    model = keras.Model(image, keras.layers.Dense(2)(keras.layers.Flatten()(image)))
+    x = np.random.default_rng(0).random((400, 4, 4, 1), np.float32)
+    y, few = model.predict(x, verbose=0).argmax(1), np.arange(400) % 10
+    base = fixpatch.as_base(model, input_range=(0, 1))
+    images = ImageSet(x, y, ("a", "b"), tuple(map(str, range(400))))
+    assert measure_base(base, replace(images, y=np.where(few < 3, 1 - y, y))) == base
+    with pytest.raises(DataError, match=r"gets 50\.0 % of 400 images right; chance is 50\.0 %"):
+        measure_base(base, replace(images, y=np.where(few < 5, 1 - y, y)))
 
 
 def test_refusals_come_before_the_work(base: Base, small: ImageSet) -> None:
