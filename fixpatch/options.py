@@ -116,7 +116,8 @@ Views = Annotated[
     int | None,
     option(
         "--views",
-        f"Augmented views per image, each attacked once; {DataConfig.views} where unset ({MOVING['views']} against patched).",
+        f"Augmented views per image, each attacked once; {DataConfig.views} where unset "
+        f"({MOVING['views']} against patched).",
     ),
 ]
 Epochs = Annotated[
@@ -135,7 +136,8 @@ Patience = Annotated[
     int | None,
     option(
         "--patience",
-        f"Epochs of the second half without a better hold-out score until it stops; {TrainingConfig.patience} where unset ({MOVING['patience']} against patched).",
+        "Epochs of the second half without a better hold-out score until it stops; "
+        f"{TrainingConfig.patience} where unset ({MOVING['patience']} against patched).",
     ),
 ]
 Holdout = Annotated[
