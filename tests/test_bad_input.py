@@ -29,6 +29,7 @@ from fixpatch.data import ImageSet
 from fixpatch.models import save_model
 from fixpatch.patchfile import USER_BLOCK
 from fixpatch.results import Listener
+from fixpatch.states import HOLDER, state_beside
 from fixpatch.training import train_recipe
 
 TRAIN = "train --split res_block_1 --data small --attack fgsm --eps 40/255 --views 1 --epochs 1 --out new.h5"
@@ -40,10 +41,11 @@ def call(*args: str, **env: str) -> Result:
 
 
 def contents(folder: Path) -> dict[str, object]:
-    """Return what lies in `folder`, hidden and empty things too."""
+    """Return what lies in `folder`, hidden and empty things too, but for who holds a run's folder."""
     return {
         str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes() if path.is_file() else None)
         for path in sorted(folder.rglob("*"))
+        if path.name != HOLDER
     }
 
 
@@ -365,7 +367,9 @@ def test_resume_with_other_settings(
     base = fixpatch.load("model.keras")
     images = read_images(base, "small")
     recipe = build_recipe(["res_block_1"], attack="fgsm", eps="40/255", views=1, epochs=1)
-    train_recipe(base, images, recipe, Path("new.h5.state"), listener=Listener())
+    with pytest.raises(KeyboardInterrupt), state_beside(Path("new.h5")) as state:
+        train_recipe(base, images, recipe, state, listener=Listener())
+        raise KeyboardInterrupt
     refused(f"{TRAIN} --resume --epochs 2", "had other settings, images or another base", "without --resume")
     assert call(*TRAIN.split(), "--resume").exit_code == 0
 
