@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from typing import Any
 
 from fixpatch.results import Rate
 from fixpatch.scores import OPEN, PASS, WARN, Evaluation, Score
+from fixpatch.threats import BUDGET
 from fixpatch.wording import describe_attack, name_balls, per_cent
 
 # What an attacker has who attacks a patched model, and who attacks a base alone.
@@ -25,14 +27,14 @@ def is_established(result: Evaluation) -> bool:
     return result.patch is None or "patched" in result.attackers
 
 
-Rows = dict[str, dict[str, Score]]
+Rows = dict[tuple[Any, ...], dict[str, Score]]
 
 
 def group_scores(scores: Sequence[Score]) -> dict[tuple[str, str], Rows]:
     """Return by attacker and model attacked the rows of the table: for each attack, every model's score."""
     groups: dict[tuple[str, str], Rows] = {}
     for score in scores:
-        attack = describe_attack(**asdict(score))
+        attack = (score.attack, *(getattr(score, name) for name in BUDGET))
         groups.setdefault((score.attacker, score.made_on), {}).setdefault(attack, {})[score.model] = score
     return groups
 

@@ -125,6 +125,13 @@ def attack_named(name: str, *, eps: float | str | None = None, **changes: Any) -
     return replace(checked, **unused)
 
 
+def is_own_step(name: str, eps_step: float, eps: float) -> bool:
+    """Tell whether an attack that takes a first step was given another than it has by default within `eps`."""
+    own = NAMED_ATTACKS.get(name, {})
+    usual = own.get("eps_step", AttackConfig.eps_step) / own.get("eps", AttackConfig.eps)
+    return "eps_step" in TAKES.get(name, TUNED) and not math.isclose(eps_step, usual * eps, rel_tol=1e-6)
+
+
 @dataclass(frozen=True)
 class Budget:
     """How much an evaluation spends where its caller names nothing else.

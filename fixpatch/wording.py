@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from fixpatch.results import Rate
+from fixpatch.threats import is_own_step
 
 # By attacker, and by the model that the images were made on.
 KNOWLEDGE = {
@@ -60,6 +61,8 @@ def describe_attack(
     one, many = SPENT.get(attack or name, ("step", "steps"))
     label = name_attack(attack or name, more.get("targets", 0))
     marks = [f"{label}: l_{norm} eps {eps_of(eps, norm)}", f"{steps} {one if steps == 1 else many}"]
+    first = float(more.get("eps_step") or 0)  # none in the score of an older file
+    marks += [f"first step {eps_of(first, norm)}"] * (first > 0 and is_own_step(attack or name, first, eps))
     marks += [f"{restarts} restarts"] * (restarts > 1)
     marks += [f"aimed at {more['targets']} classes"] * bool(more.get("targets"))
     marks += [f"{more['attack_labels']} labels"] * (more["attack_labels"] != "true")

@@ -79,10 +79,11 @@ def test_rows_stand_below_their_attacker(capsys: pytest.CaptureFixture) -> None:
     assert next(line for line in lines if line.startswith("worst per image")).split()[-2:] == ["50.0", "(48.6-51.4)"]
 
 
-def test_budgets_that_differ_have_a_row_each(capsys: pytest.CaptureFixture) -> None:
+@pytest.mark.parametrize("differs", [{"steps": 50}, {"eps_step": 2 / 255}])
+def test_budgets_that_differ_have_a_row_each(capsys: pytest.CaptureFixture, differs: dict[str, float]) -> None:
     made = ("patched", "patched", "autopgd", 0)
     scores = [make_score(model, *row) for row in (MADE[0], made) for model in ("base", "patch")]
-    scores += [make_score(model, *made, steps=50, accuracy=HALF) for model in ("base", "patch")]
+    scores += [make_score(model, *made, accuracy=HALF, **differs) for model in ("base", "patch")]
     lines = shown(capsys, make_evaluation(scores=tuple(scores))).splitlines()
     rows = [line.split()[1] for line in lines if line.startswith("  autopgd ")]
     assert rows == ["100.0", "50.0"]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 
 import pytest
 
 from fixpatch.errors import SettingError
 from fixpatch.threats import ALL_ATTACKS, ATTACKERS, BUDGETS, NAMED_ATTACKS, TAKES, TUNED, AttackConfig, attack_named
+from fixpatch.wording import describe_attack
 
 OTHER = {"eps": 0.3, "eps_step": 0.2, "steps": 7, "restarts": 3, "loss": "dlr", "norm": "2", "targets": 2}
 
@@ -61,3 +63,14 @@ def test_budgets_name_what_there_is() -> None:
         assert set(budget.attackers) <= set(ATTACKERS)
         assert set(budget.attacks) <= set(NAMED_ATTACKS)
     assert [budget.queries for budget in BUDGETS.values()] == [100, 1000, 5000]
+
+
+@pytest.mark.parametrize("name", NAMED_ATTACKS)
+@pytest.mark.parametrize("changes", [{}, {"eps": "2/255"}, {"norm": "2", "eps": 3}])
+def test_the_usual_first_step_is_not_written(name: str, changes: dict[str, str | float]) -> None:
+    assert "first step" not in describe_attack(**asdict(attack_named(name, **changes)))
+
+
+def test_another_first_step_is_written() -> None:
+    told = describe_attack(**asdict(attack_named("pgd", eps_step="2/255")))
+    assert told == "pgd: l_inf eps 8/255, 50 steps, first step 2/255"
