@@ -118,17 +118,31 @@ def sealed_case(edits: list[tuple]) -> None:
     opened("patch", "patch.h5", Edited(sealed(case.data), case.touched), patch_mark(), lambda: own)
 
 
-def damaged_case(edits: list[tuple]) -> None:
-    """Edits anywhere in a patch: the digest tells, before anything is parsed, so no watch is needed."""
-    data = edit(good_patch(), edits).data
+def test_an_array_that_begins_in_its_own_header_is_refused() -> None:
+    body = good_patch()[HEADER:]
+    with h5py.File(io.BytesIO(body)) as file:
+        offset = file["fixers/0001/up.kernel"].id.get_offset()
+    at = body.index(offset.to_bytes(8, "little"))
+    with pytest.raises(PatchError, match="laid out"):
+        decoded(sealed(body[:at] + (offset - 116).to_bytes(8, "little") + body[at + 8 :]))
+
+
+def decoded(data: bytes) -> None:
+    """Read a patch from its bytes."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "patch.h5"
         path.write_bytes(data)
-        if data == good_patch():
-            fixpatch.load_patch(path)
-            return
-        with pytest.raises(PatchError):
-            fixpatch.load_patch(path)
+        fixpatch.load_patch(path)
+
+
+def damaged_case(edits: list[tuple]) -> None:
+    """Edits anywhere in a patch: the digest tells, before anything is parsed, so no watch is needed."""
+    data = edit(good_patch(), edits).data
+    if data == good_patch():
+        decoded(data)
+        return
+    with pytest.raises(PatchError):
+        decoded(data)
 
 
 CASES = {"keras": keras_case, "h5": h5_case, "sealed": sealed_case, "damaged": damaged_case}

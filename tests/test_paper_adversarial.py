@@ -165,4 +165,4 @@ def test_other_pairs_can_choose_the_epoch_and_the_outcome_is_judged_as_a_patch_i
     robust = {(row.model, row.attacker): row.accuracy.value for row in scores.scores}
     own = {attacker: value for (model, attacker), value in robust.items() if model != "base"}
     assert own["patched"] < own["none"]
-    assert own["base"] > robust["base", "base"]
+    assert own["base"] >= robust["base", "base"]
