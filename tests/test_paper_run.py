@@ -79,6 +79,14 @@ def bench(tmp_path: Path, data: Path, model_file: Path, quick: None, monkeypatch
     return make
 
 
+def test_the_command_of_a_row_names_the_stages_that_it_has(bench):
+    """A stage that was added later is part of it; one that has all of the experiment's names none."""
+    made = bench("--stages", "patched")
+    assert "--stages base,patched " in made.command(ROWS["fx-a"], "small", {"patched", "base"})
+    assert "--stages" not in made.command(ROWS["fx-a"], "small", STAGES)
+    assert "--stages" not in made.command(ROWS["base"], "small", set(STAGES) - {"patched"})
+
+
 class CutOffError(Exception):
     """Stands for whatever ends a command in the middle."""
 
@@ -112,6 +120,7 @@ def test_a_row_is_run_resumed_skipped_and_run_again(bench, capsys, monkeypatch):
     assert (list(both.stages), both.figures[:3]) == (["base", "patched"], first.figures)
     assert both.figures[-1]["made_on"] == "patched"
     assert both.figures[-1]["n"] == 5
+    assert ("--stages base " in first.command, "--stages base,patched " in both.command) == (True, True)
 
     rows.run_row(row, "small", bench(*two))
     assert "done already" in capsys.readouterr().out
@@ -397,7 +406,7 @@ def test_patches_of_a_folder_are_split_by_group_and_get_a_base(small_folder, tmp
         hist.require_fit(bench.base, replace(train, classes=(*train.classes, "more")))
     monkeypatch.setattr(sys, "argv", ["run.py", "hist"])
     assert run.parse().base.name == "hist.keras"
-    assert "--group-by" in bench.command(ROWS["hist-fx-a"], "small")
+    assert "--group-by" in bench.command(ROWS["hist-fx-a"], "small", [])
 
 
 def small_folder_classes(folder: Path) -> list[str]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import functools
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from defence import Task
-from experiments import DEFAULTS, EXPERIMENTS, ROWS, SCALES, Row, find
+from experiments import DEFAULTS, EXPERIMENTS, ROWS, SCALES, STAGES, Row, find, possible_stages
 from judging import Test
 from record import commit
 
@@ -108,14 +109,19 @@ class Bench:
         """Return the views of each training image."""
         return self.args.views or SCALES[scale].views
 
-    def command(self, row: Row, scale: str) -> str:
-        """Return the command that runs this row alone; files by their names, without this machine's folders."""
+    def command(self, row: Row, scale: str, stages: Collection[str]) -> str:
+        """Return the command that runs this row alone; files by their names, without this machine's folders.
+
+        Args:
+            stages: The parts of the evaluation that it has to run.
+        """
         words = ["python examples/paper/run.py", self.args.experiment, "--scale", scale, "--rows", row.name]
         words += ["--base", self.args.base.name]
         for name in ("data", "folder"):
             path = getattr(self.args, name)
             words += [f"--{name}", path.name] if path else []
-        words += ["--stages", ",".join(self.args.stages)] if self.args.stages else []
+        if not set(possible_stages(row, self.experiment.stages)) <= set(stages):
+            words += ["--stages", ",".join(name for name in STAGES if name in stages)]
         given = {name: getattr(self.args, name) for name in OWN}
         for name, value in given.items():
             if value is not None and value != DEFAULTS.get(name):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -206,6 +206,11 @@ STAGES = {
     "patched": Stage("patched", ("autopgd",), ("true",)),
 }
 EVERY = tuple(STAGES)  # figures 3 to 6 have all attacks
+
+
+def possible_stages(row: Row, stages: Iterable[str]) -> list[str]:
+    """Return those of `stages` that a row can have: nobody but attacker `base` attacks the base alone."""
+    return [name for name in stages if row.trainer or STAGES[name].attacker == "base"]
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from bench import HOLDOUT, Bench
-from experiments import FURTHER, SPLITS, STAGES, Row, find
+from experiments import FURTHER, SPLITS, STAGES, Row, find, possible_stages
 from judging import describe_stage, facts_of, judge
 from record import Result, figures_of, machine, read_result, result_path, shorten, versions, write_result
 from tuning import Tuned, train_row
@@ -120,15 +120,13 @@ def keep_result(path: Path, settings: dict[str, Any]) -> Result | None:
 
 
 def list_missing(kept: Result | None, row: Row, scale: str, bench: Bench) -> list[str]:
-    """Return the stages to run: nobody but attacker `base` attacks the base alone.
+    """Return the stages to run.
 
     Raises:
         SettingError: One is there, made with other settings.
     """
     test, missing = bench.test(row, scale), []
-    for name in bench.stages:
-        if not row.trainer and STAGES[name].attacker == "patched":
-            continue
+    for name in possible_stages(row, bench.stages):
         there = kept.stages[name]["settings"] if kept and name in kept.stages else None
         if there is None or bench.args.judge_again:
             missing.append(name)
@@ -195,7 +193,7 @@ def start_result(row: Row, scale: str, settings: dict[str, Any], trained: Traine
         experiment=row.home,
         row=row.name,
         scale=scale,
-        command=bench.command(row, scale),
+        command=bench.command(row, scale, bench.stages),
         seed=bench.args.seed,
         versions=versions(),
         machine=machine(),
@@ -215,10 +213,12 @@ def add_stage(
     spent = round(time.perf_counter() - begun, 1)
     figures = figures_of(found, name, "base" if defended is None else "patch")
     facts = {"settings": describe_stage(STAGES[name], row, test), "commit": bench.commit, **facts_of(found)}
+    stages = {**result.stages, name: facts}
     return replace(
         result,
+        command=bench.command(row, result.scale, stages),
         images={**result.images, f"test ({name})": found.n},
         figures=[*(each for each in result.figures if each["stage"] != name), *figures],
-        stages={**result.stages, name: facts},
+        stages=stages,
         seconds={**result.seconds, name: spent},
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from experiments import EXPERIMENTS, LABELS, ROWS, SCALES, Row, edge_of
+from experiments import EXPERIMENTS, LABELS, ROWS, SCALES, Row, edge_of, possible_stages
 from record import Result
 
 Results = dict[tuple[str, str], Result]  # by scale and row
@@ -203,17 +203,12 @@ def show_missing(results: Results) -> str:
     for experiment, spec in EXPERIMENTS.items():
         missing = []
         for scale, name in ((scale, name) for scale in spec.scales for name in spec.rows):
-            result, stages = results.get((scale, name)), _stages(ROWS[name], spec.stages)
+            result, stages = results.get((scale, name)), possible_stages(ROWS[name], spec.stages)
             left = [stage for stage in stages if result and stage not in result.stages]
             if result is None or left:
                 missing.append(f"{name} ({scale}{': ' + ', '.join(left) if left else ''})")
         lines.append(f"- {experiment} ({spec.shows}): {', '.join(missing) or 'everything was run'}")
     return "\n".join(lines) + "\n"
-
-
-def _stages(row: Row, stages: Sequence[str]) -> list[str]:
-    """Return the stages that a row can have: nobody but attacker `base` attacks the base alone."""
-    return [stage for stage in stages if row.trainer or stage != "patched"]
 
 
 def table(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
