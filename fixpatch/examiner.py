@@ -1,6 +1,6 @@
 """Look at files from strangers, in a process of its own: each in a child with little memory, little time and no pen.
 
-`quarantine` starts this process and sends it one job a line. Every job runs in a child that ends with it: a crash of
+`inquiry` starts this process and sends it one job a line. Every job runs in a child that ends with it: a crash of
 the HDF5 library, a loop without end or a model without measure stays there.
 """
 

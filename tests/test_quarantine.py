@@ -17,7 +17,7 @@ import pytest
 from keras import layers
 
 import fixpatch
-from fixpatch import quarantine
+from fixpatch import inquiry, quarantine
 from fixpatch.allowlist import MOST_CALLS, count_calls, read_config, require_known, unrolled_calls
 from fixpatch.errors import FixpatchError, ModelError, SettingError, UnsafeError
 from fixpatch.models import save_model
@@ -355,20 +355,20 @@ class TestQuarantine:
         one = tmp_path / "one.keras"
         one.write_bytes(good.read_bytes() + b" ")
         fixpatch.load(rewritten(good, tmp_path / "first.keras", '"name": "conv"', '"name": "conv"'))
-        process = quarantine.EXAMINER.process
+        process = inquiry.EXAMINER.process
         process.kill()
         process.wait()
         other = rewritten(good, tmp_path / "other.keras", '"seed": null', '"seed": 1')
         assert fixpatch.load(other).classes == 2
-        assert quarantine.EXAMINER.process is not process
+        assert inquiry.EXAMINER.process is not process
 
     def test_an_examiner_that_goes_with_a_job_is_replaced(self, good: Path) -> None:
         """It ends when it had nothing to do for a while, perhaps just when the next job comes."""
-        quarantine.EXAMINER.close()
+        inquiry.EXAMINER.close()
         job = {"job": "look", "path": str(good), "name": "m", "bytes": 10**6, "trust": False, "imports": []}
-        question = quarantine.EXAMINER.hand(job)
-        quarantine.EXAMINER.process.kill()
-        assert quarantine.EXAMINER.answer(question)["form"] == "keras"
+        question = inquiry.EXAMINER.hand(job)
+        inquiry.EXAMINER.process.kill()
+        assert inquiry.EXAMINER.answer(question)["form"] == "keras"
 
     @pytest.mark.slow
     def test_jobs_that_come_together(self, good: Path, patch_file: Path) -> None:
