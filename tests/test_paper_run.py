@@ -293,7 +293,7 @@ def test_every_trained_row_has_a_trainer_and_as_many_rates():
         assert not row.trainer or callable(find(row.trainer))
         assert len(row.rates) in (0, 3)
         if row.trainer == "fixers.fit_fixers":
-            recipe = build_recipe(SPLITS, attack=row.attack, **row.settings)
+            recipe = build_recipe(attack=row.attack, **{"splits": SPLITS, **row.settings})
             assert recipe.training.distill_weight == row.settings["distill_weight"]
     assert {name for spec in EXPERIMENTS.values() for name in spec.rows} == set(ROWS)
 

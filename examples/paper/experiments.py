@@ -168,6 +168,10 @@ ROWS = {
         ),
         Row("drn", "drn", trainer="drn.fit_drn", paper="drn", target="drn.lighter_target", one_view=True),
         Row("fx-a-predicted", "fx-a, trained on predicted labels", settings=FX_A, labels="predicted", paper="fx-a"),
+        # Beyond the paper: the same fixers where fixpatch would put them.
+        Row(
+            "fx-auto", "fx-a, at the places of `--split auto:2`", settings={**FX_A, "splits": ("auto:2",)}, paper="fx-a"
+        ),
         *_ablation_rows(),
         *_trained_on("fgsm"),
         *_trained_on("cw"),
@@ -234,7 +238,7 @@ class Experiment:
     augment: str = "shift"
 
 
-TABLE1 = ("base", "fx-a", "fx-b", "adv", "adv-moving", "denoise", "denoise-beside", "drn", "fx-a-predicted")
+TABLE1 = ("base", "fx-a", "fx-b", "adv", "adv-moving", "denoise", "denoise-beside", "drn", "fx-a-predicted", "fx-auto")
 EXPERIMENTS = {
     "table1": Experiment(TABLE1, ("small",), EVERY, "table 1 and figure 4"),
     "ablation": Experiment(

@@ -28,7 +28,7 @@ SECTIONS = {
     **{"table1": show_table1, "claims": show_claims, "runs": show_runs, "missing": show_missing},
     "headline": show_headline,
 }
-ALIKE = ("base", "seed", "images", "augment", "views", "holdout", "batch_size", "splits")  # within a scale
+ALIKE = ("base", "seed", "images", "augment", "views", "holdout", "batch_size")  # within a scale
 EPOCHS = ("epochs", "tuning_epochs")
 EVERYWHERE = ("base", "seed", "holdout", "batch_size")  # of these at all scales
 

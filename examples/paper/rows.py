@@ -75,7 +75,8 @@ def describe_row(row: Row, scale: str, bench: Bench) -> dict[str, Any]:
         tuning_epochs, epochs = bench.epochs(row, scale)
         describe = find(f"{row.trainer.partition('.')[0]}.describe")
         found |= {
-            **{"recipe": RECIPE, "trainer": row.trainer, "own": row.settings, "splits": list(SPLITS)},
+            **{"recipe": RECIPE, "trainer": row.trainer, "own": row.settings},
+            "splits": row.settings.get("splits", SPLITS),
             **{"full": describe(task, epochs=epochs, **row.settings)},
             **{"attack": {key: shorten(value) for key, value in asdict(task.attack).items()}},
             **{name: getattr(task, name) for name in ("augment", "views", "holdout", "batch_size")},

@@ -30,6 +30,7 @@ TABLE1: dict[str, tuple[tuple[float, float], ...]] = {
 HEADLINE = {
     "base": "base",
     "fx-a": "patched",
+    "fx-auto": "patched, at the places of `--split auto:2`",
     "adv": "all weights trained, on pairs made on the base",
     "adv-moving": "all weights trained, on pairs made on the model as it learns",
     "denoise-beside": "denoising blocks, all weights trained beside them",
