@@ -104,6 +104,21 @@ def as_functional(model: keras.Model) -> keras.Model:
     return model
 
 
+def reserve_names(model: keras.Model) -> None:
+    """Let Keras count on beyond the names in `model`: none of them is then given to an operation that is added to it.
+
+    Keras counts names up through the process, and refuses a graph in which one occurs twice. A loaded model has the
+    names of the process that built it, such as `rescaling`: what the first Rescaling made here would be called, too.
+    """
+    for operation in as_functional(model).operations:
+        counted = re.fullmatch(r"(.*?)(?:_(\d{1,4}))?", operation.name, re.DOTALL)  # no process counts further
+        assert counted is not None  # it matches every text
+        while keras.backend.get_uid(counted[1]) <= int(counted[2] or 0):
+            pass
+        if is_graph(operation):
+            reserve_names(operation)
+
+
 def class_name(operation: Any) -> str:
     """Return the class name of a stock Keras operation; empty for anything else."""
     kind = type(operation)

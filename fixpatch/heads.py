@@ -12,7 +12,7 @@ import keras
 import numpy as np
 
 from fixpatch.errors import ModelError
-from fixpatch.graph import activation_name, as_functional, class_name, is_graph, producer
+from fixpatch.graph import activation_name, as_functional, class_name, is_graph, producer, reserve_names
 
 # Operations that move or copy scores without changing them at inference.
 PASSING = frozenset({"Reshape", "Flatten", "Identity", "Cast", "Squeeze", "Dropout"})
@@ -29,6 +29,7 @@ def logits_view(model: keras.Model) -> tuple[keras.Model, str]:
             no plain image.
     """
     graph = as_functional(model)
+    reserve_names(graph)
     _require_plain_images(graph)
     if graph.input is not graph.inputs[0] or graph.output is not graph.outputs[0]:
         graph = keras.Model(graph.inputs[0], graph.outputs[0], name=model.name)  # out of its dictionary

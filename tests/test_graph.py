@@ -11,11 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import layers, ops
 
+from fixpatch.classifier import KerasClassifier
 from fixpatch.errors import ModelError
 from fixpatch.graph import calls
 from fixpatch.heads import logits_view
 from fixpatch.models import as_base
 from fixpatch.places import choose_places, list_places
+from fixpatch.probes import saturate
 from fixpatch.ranges import detect_range
 
 RNG = np.random.default_rng(0)
@@ -488,3 +490,31 @@ def test_the_range_of_an_application_is_read_from_its_own_layers() -> None:
     assert (base.input_range, base.range_source) == (GREY, "graph")
     assert (base.head, base.classes) == ("softmax", 3)
     assert sum(not place.reason for place in base.layers) > 50
+
+
+# Names
+
+
+def next_name(kind: str) -> str:
+    """Return what Keras would call the next operation of a kind: a loaded model may have any such name."""
+    return f"{kind}_{keras.backend.get_uid(kind)}"
+
+
+@pytest.mark.parametrize("kind", ["concatenate", "zeros_like"])
+def test_a_name_that_the_logits_view_would_be_given_is_taken_already(kind: str) -> None:
+    x = image()
+    same = layers.Conv2D(2, 3, name=next_name(kind))(x)
+    model = keras.Model(x, layers.Dense(1, "sigmoid")(layers.Flatten()(same)))
+    z = np.log(numpy(model(X)) / (1 - numpy(model(X))))
+    np.testing.assert_allclose(numpy(logits_view(model)[0](X)), np.concatenate([0 * z, z], 1), atol=1e-4)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_names_of_a_loaded_model_are_not_given_again(nested: bool) -> None:
+    """Keras refuses a graph in which a name occurs twice: `eval` adds a Rescaling to a copy of the model."""
+    x, name = image(), next_name("rescaling")
+    part = keras.Model(x, layers.Rescaling(2.0, name=name)(x), name="part")
+    scores = layers.Dense(3)(layers.Flatten()(part(x) if nested else part.outputs[0]))
+    judge = KerasClassifier(keras.Model(x, scores))
+    assert saturate(judge).predict(X).shape == (8, 3)
+    assert layers.Rescaling(1.0).name not in (name, "rescaling")
