@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import shlex
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -227,7 +228,7 @@ def _list_candidates(base: Base, paths: Collection[str], count: int) -> list[tup
     if len(candidates) < count:
         raise SettingError(
             f"--split asks for {count} places in {base.name}; there are {len(candidates)} to choose from.",
-            f"`fixpatch inspect {base.name}` lists the layers.",
+            f"`fixpatch inspect {shlex.quote(base.name)}` lists the layers.",
         )
     return [place.paths for place in candidates]
 

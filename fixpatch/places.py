@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
@@ -167,7 +168,7 @@ def choose_places(
     """
     splits, config = list(splits), config or FixerConfig()
     places = {place.path: place for place in list_places(model)}
-    listing = f"`fixpatch inspect {name}` lists the layers."
+    listing = f"`fixpatch inspect {shlex.quote(name)}` lists the layers."
     if not splits or not all(splits):
         raise ModelError("No split is named.", f"Pass --split with one or more layer names; {listing}")
     for split in splits:

@@ -404,6 +404,12 @@ def test_a_split_that_cannot_be_is_refused(splits: list[str], message: str, hint
         assert "Did you mean" not in caught.value.hint
 
 
+def test_the_command_in_a_hint_can_be_copied_where_a_name_has_a_space() -> None:
+    with pytest.raises(ModelError) as caught:
+        choose_places(odd_model(), ["zzzzzz"], "my model.keras")
+    assert "`fixpatch inspect 'my model.keras'`" in caught.value.hint
+
+
 # Input range
 
 GREY, UNIT = (0.0, 255.0), (0.0, 1.0)
