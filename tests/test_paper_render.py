@@ -240,6 +240,9 @@ def test_the_attacks_of_the_training_are_panels_and_drn_is_in_each():
     panels = charts.list_panels("train-attack", results)
     assert list(panels) == [f"trained on {attack}, 1,000 images" for attack in ("AutoPGD", "FGSM", "CW")]
     assert all(len(rows) == 4 and rows["drn"]["autopgd"] == pytest.approx(14) for rows in panels.values())
+    some = charts.list_panels("train-attack", results_of("base", "drn", "adv-fgsm"))
+    assert [list(rows.values()).index({}) for rows in some.values()] == [0, 0]  # fx-a keeps its colour for itself
+    assert list(some) == ["trained on AutoPGD, 1,000 images", "trained on FGSM, 1,000 images"]
     assert charts.base_points("train-attack", results)["cw"] == pytest.approx(6)
     assert charts.base_points("hist", results)["fgsm"] == pytest.approx(7)
     sizes = charts.list_panels(

@@ -12,13 +12,13 @@ from tables import ATTACKS, LARGEST_FIRST, NAMES, Results, figure, size_of
 # Okabe and Ito's colours, which stay apart for the colour-blind too; each with a marker of its own.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#777777", "#000000", "#f0e442")
 MARKERS = "osD^vPX*h"
-INCHES, DPI = (4.6, 3.4), 110
+INCHES, DPI = (5.2, 3.4), 110
 Points = dict[str, float]  # by attack
 Panels = dict[str, dict[str, Points]]  # by title, then by row
 
 
 def list_panels(experiment: str, results: Results) -> Panels:
-    """Return what a figure shows, panel by panel; only rows that were run."""
+    """Return what a figure shows, panel by panel; a row that was not run has no points, but keeps its place."""
     spec = EXPERIMENTS[experiment]
     if experiment == "data-size":
         return _drop_empty(
@@ -34,7 +34,10 @@ def list_panels(experiment: str, results: Results) -> Panels:
     size = size_of(results, scale, spec.rows)
     if experiment == "train-attack":
         kinds = {"AutoPGD": ("fx-a", "adv", "denoise", "drn")}
-        kinds |= {NAMES[each]: (f"fx-a-{each}", f"adv-{each}", f"denoise-{each}", "drn") for each in ("fgsm", "cw")}
+        for attack in ("fgsm", "cw"):
+            own = tuple(f"{name}-{attack}" for name in ("fx-a", "adv", "denoise"))
+            if any((scale, name) in results for name in own):
+                kinds[NAMES[attack]] = (*own, "drn")
         return _drop_empty(
             {
                 f"trained on {kind}, {size}": {ROWS[n].title: _points(results, scale, n) for n in names}
@@ -63,8 +66,7 @@ def _fullest(results: Results, rows: tuple[str, ...]) -> str:
 
 
 def _drop_empty(panels: Panels) -> Panels:
-    kept = {title: {row: points for row, points in rows.items() if points} for title, rows in panels.items()}
-    return {title: rows for title, rows in kept.items() if rows}
+    return {title: rows for title, rows in panels.items() if any(rows.values())}
 
 
 def draw(experiment: str, results: Results, path: Path) -> bool:
@@ -95,12 +97,15 @@ def _draw_panel(axis: Any, title: str, rows: Mapping[str, Points], base: Points)
     for at, attack in enumerate(attacks):
         if attack in base:
             axis.hlines(base[attack], at - 0.42, at + 0.42, colors="black", linestyles="dashed", linewidth=1)
-    for turn, (row, points) in enumerate(rows.items()):
-        shift = 0.7 * (turn - (len(rows) - 1) / 2) / max(1, len(rows))
+    run = [row for row, points in rows.items() if points]
+    for turn, (row, points) in enumerate(rows.items()):  # one row has one look in all panels
+        if not points:
+            continue
+        shift = 0.7 * (run.index(row) - (len(run) - 1) / 2) / len(run)
         where = [attacks.index(attack) + shift for attack in points]
         look = {"color": COLOURS[turn % len(COLOURS)], "marker": MARKERS[turn % len(MARKERS)]}
         axis.plot(where, list(points.values()), linestyle="", markersize=6, label=row, **look)
-    axis.set_xticks(range(len(attacks)), [NAMES[attack] for attack in attacks])
+    axis.set_xticks(range(len(attacks)), [NAMES[attack] for attack in attacks], fontsize=8)
     axis.set_ylim(-3, 103)
     axis.set_title(title, fontsize=10)
     axis.grid(axis="y", alpha=0.25)
