@@ -46,7 +46,7 @@ def test_the_base_stays_and_every_weight_of_the_copy_moves(task: Task, outcome: 
     before, after = base.model.get_weights(), outcome.defended.model.get_weights()
     assert all(np.array_equal(a, b) for a, b in zip(before, task.base.model.get_weights(), strict=True))
     assert not any(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
-    assert fixpatch.models._fingerprint(task.base.calls) == base.fingerprint
+    assert task.base.anew().fingerprint == base.fingerprint
 
 
 def test_the_outcome_is_a_classifier_with_the_score_that_chose_it(task: Task, outcome: Outcome) -> None:
