@@ -103,7 +103,7 @@ def require_known(config: Any, name: str, own: Own | None = None) -> None:
                 f"'{name}' holds {_described(named)}{place}, which fixpatch does not open.", _advice(named)
             )
     for place, node in _calls_in(top, ""):
-        if fault := _fault_of_call(node):
+        if fault := _fault_of_call(node) or _fault_of_constants(node):
             raise ModelError(f"'{name}' calls a layer with {fault}{place}, which fixpatch does not open.", TRUST)
     for text in _texts_in(top):
         if len(text) > LONGEST_TEXT or any(unicodedata.category(letter) in STEERING for letter in text):
@@ -218,6 +218,17 @@ def _fault_of_call(node: Any) -> str:
             and all(isinstance(n, (int, type(None))) for n in node[1:3])
         )
         return next(filter(None, map(_fault_of_call, node[1:] if tensor else node)), "")
+    return ""
+
+
+def _fault_of_constants(calls: Any) -> str:
+    """Return what is odd about a layer's calls: one without a tensor of the graph is computed as soon as it is built.
+
+    NumPy, which the trial build has, broadcasts such a constant without memory; TensorFlow fills it.
+    """
+    for call in calls if isinstance(calls, list) else ():
+        if isinstance(call, dict) and not any(text == "__keras_tensor__" for text in _texts_in(call)):
+            return "constants alone"
     return ""
 
 

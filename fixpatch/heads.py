@@ -167,5 +167,7 @@ def _sums_to_one(graph: keras.Model) -> bool:
     """Look at the outputs for four random images; the graph alone does not tell."""
     shape = [4, *(size or 32 for size in graph.inputs[0].shape[1:])]
     images = np.random.default_rng(0).random(shape, np.float32)
-    scores = keras.ops.convert_to_numpy(graph(images, training=False)).reshape(4, -1)
+    # One by one: a stranger's model may hold as much for each as the vetting allows.
+    found = [keras.ops.convert_to_numpy(graph(image[None], training=False)) for image in images]
+    scores = np.concatenate(found).reshape(4, -1)
     return bool((scores >= 0).all() and np.allclose(scores.sum(-1), 1, atol=1e-3))

@@ -54,6 +54,18 @@ def _(folder: Path, traps: Traps) -> Path:
     return keras_file(folder, with_setting("conv2d", filters=10**9))
 
 
+@BOMBS.kind("constant spread out", harm="memory")
+def _(folder: Path, traps: Traps) -> Path:
+    """Fill 10 GB with one number: a call without a tensor of the graph is computed when the model is built."""
+    config = good_config()
+    one = {"class_name": "__tensor__", "config": {"value": [1.0], "dtype": "float32"}}
+    spread = {"module": "keras.src.ops.numpy", "class_name": "BroadcastTo", "registered_name": None, "name": "spread"}
+    settings = {"config": {"name": "spread", "shape": [50_000, 50_000]}}
+    calls = {"inbound_nodes": [{"args": [one], "kwargs": {}}]}
+    config["config"]["layers"].append({**spread, **settings, **calls})
+    return keras_file(folder, config)
+
+
 @BOMBS.kind("wide window", harm="memory")
 def _(folder: Path, traps: Traps) -> Path:
     """Allocate a kernel of 1e5 x 1e5 pixels."""
