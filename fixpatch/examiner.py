@@ -34,6 +34,7 @@ from fixpatch.vetting import NOT_LOADED, brief, model_format
 IDLE_SECONDS = 120
 SECONDS, SECONDS_PER_BYTE, SECONDS_PER_CALL = 6.0, 1 / 2e7, 0.02
 MEMORY, MEMORY_PER_BYTE = 400 * 2**20, 5
+SMALL = 32  # pixels: the side of images that `heads` looks at a model of any size with
 MOST_FEATURES = 2**27  # numbers in the output of one layer for one image
 OBJECTS, OBJECTS_PER_CALL = 1_000, 20  # groups and data sets; attention has a dozen weights, optimizers double them
 LONGEST_ANSWER = 2**26
@@ -101,10 +102,30 @@ def build(job: Job) -> Job:
         require_as_before(model, Path(job["path"]))
     stored, counts = job["numbers"], counts_of(model)
     require_safe(stored in counts, f"it stores {stored:,} weights for the {min(counts):,} of its layers")
-    for call in calls(model) if is_graph(model) else ():
-        for size in (*map(_size, call.outputs), _attention(call)):
-            require_safe(size <= MOST_FEATURES, f"'{call.path}' puts out {size:,} numbers for one image")
+    for shown in (model, *_at_a_size(model)) if is_graph(model) else ():
+        for call in calls(shown):
+            for size in (*map(_size, call.outputs), _attention(call)):
+                require_safe(size <= MOST_FEATURES, f"'{call.path}' puts out {size:,} numbers for one image")
     return {}
+
+
+def _at_a_size(model: Any) -> list[Any]:
+    """Return a model for images of any size once more, for small ones: what it puts out can be counted then."""
+    import keras
+
+    from fixpatch.graph import as_functional
+
+    graph = as_functional(model)
+    image = graph.inputs[0]
+    if len(graph.inputs) != 1 or None not in image.shape[1:]:
+        return []
+    small = keras.Input(batch_shape=(1, *(length or SMALL for length in image.shape[1:])), dtype=image.dtype)
+    try:
+        return [keras.models.clone_model(graph, input_tensors=small, clone_function=lambda layer: layer)]
+    except MemoryError:
+        raise
+    except Exception:  # it takes no images as small as that
+        return []
 
 
 def counts_of(model: Any) -> set[int]:

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import keras
+
 from hostile.good import (
     Config,
     bomb_file,
@@ -355,3 +357,14 @@ def _(folder: Path, traps: Traps) -> Path:
 def _(folder: Path, traps: Traps) -> Path:
     """Give a layer the path of another one."""
     return keras_file(folder, with_layer(layer("ReLU", {}, name="../../good")))
+
+
+@BOMBS.kind("images of any size that grow", harm="memory")
+def _(folder: Path, traps: Traps) -> Path:
+    """Blow every image up a million times; as its size is unknown, so is the features'."""
+    x = keras.Input((None, None, 1), name="image")
+    grown = keras.layers.UpSampling2D(1_000)(x)
+    scores = keras.layers.Dense(3, "relu")(keras.layers.GlobalAveragePooling2D()(grown))
+    path = folder / "model.keras"
+    keras.Model(x, scores).save(path)
+    return path
