@@ -142,7 +142,7 @@ def show_patch(facts: Mapping[str, Any], path: Path) -> None:
     table = _table("split", ("features", "right"), "dtype", "relu", ("parameters", "right"), ("bytes", "right"))
     for split in facts["splits"]:
         relu, size = _brief("", split["final_relu"]), (f"{split['parameters']:,}", f"{split['bytes']:,}")
-        table.add_row(plain(split["path"]), size_of(split["shape"]), split["dtype_policy"], relu, *size)
+        table.add_row(plain(split["path"]), size_of(split["shape"]), plain(split["dtype_policy"]), relu, *size)
     console.print(table)
     for name, value in facts.items():
         if isinstance(value, Mapping):
@@ -158,7 +158,7 @@ def show_facts(facts: Mapping[str, Any]) -> None:
     """Print facts on a line each, their names before them."""
     width = max(map(len, facts), default=0)
     for name, value in facts.items():
-        out().print(f"  {name:<{width}}  {plain(_brief(name, value))}")
+        out().print(f"  {plain(f'{name:<{width}}')}  {plain(_brief(name, value))}")
 
 
 WRITTEN: dict[str, Callable[[Any], str]] = {

@@ -40,8 +40,9 @@ def with_interval(rate: Rate) -> str:
 
 def eps_of(eps: float, norm: str = "inf") -> str:
     """Write a radius as `8/255` where it is a whole number of grey levels."""
-    levels = round(255 * eps)
-    return f"{levels}/255" if norm == "inf" and math.isclose(255 * eps, levels) else f"{eps:.4g}"
+    levels = 255 * eps
+    whole = norm == "inf" and math.isfinite(levels) and math.isclose(levels, round(levels))
+    return f"{round(levels)}/255" if whole else f"{eps:.4g}"
 
 
 def name_balls(balls: Iterable[tuple[str, float]]) -> str:

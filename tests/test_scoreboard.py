@@ -14,7 +14,7 @@ import pytest
 import typer
 from evaluations import CLASSES, FULL, HALF, MADE, make_evaluation, make_score
 
-from fixpatch import endings, scoreboard
+from fixpatch import endings, scoreboard, tables
 from fixpatch.results import Rate
 from fixpatch.scores import OPEN, Evaluation
 
@@ -179,3 +179,9 @@ def test_fail_under_holds_the_worst_figure_to_the_bar(
         endings.hold_to_bar(make_evaluation(), bar, quiet=False)
     assert caught.value.exit_code == ends
     assert "worst robust accuracy 50.0 % is below --fail-under" in capsys.readouterr().err
+
+
+def test_a_patch_cannot_break_what_shows_it(capsys: pytest.CaptureFixture) -> None:
+    """A well-formed file may hold any number and any text: neither is markup, and an endless radius is a number."""
+    tables.show_facts({"[/x]": "[/y]", "eps": 1e308, "eps_step": 1.0})
+    assert capsys.readouterr().out.split() == ["[/x]", "[/y]", "eps", "1e+308", "eps_step", "1"]
