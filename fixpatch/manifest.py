@@ -30,6 +30,7 @@ WIDENED: dict[int, dict[tuple[str, str], tuple[str, ...]]] = {
 }
 
 
+MOST_VERSIONS = 100  # packages; a dozen are written
 # The one variable that is no free number: its root is divided by.
 NOT_NEGATIVE = "norm/moving_variance"
 
@@ -166,6 +167,7 @@ class Manifest:
         require(named in (0, self.base.classes), f"class_names has {named} names for {self.base.classes} classes")
         low, high = self.input_range
         require(low < high, f"input_range is {low} to {high}; expected low below high")
+        require(len(self.versions) <= MOST_VERSIONS, f"versions has {len(self.versions):,} packages")
         require(self.images >= 0, f"images is {self.images}; expected at least 0")
 
     @property

@@ -465,6 +465,7 @@ edited(
 )
 setting("text for a number", "Let the reader convert.", "images", "3")
 setting("truth for a number", "Let the reader convert.", "images", True)
+setting("packages without end", "Print for ten seconds.", "versions", {f"k{i}": "1" for i in range(101)})
 setting("object for text", "Break whoever takes it for text.", "base.fingerprint", {"a": 1})
 setting("null for an object", "Break whoever takes it for an object.", "training", None)
 setting(
