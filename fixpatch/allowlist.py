@@ -227,9 +227,16 @@ def _fault_of_constants(calls: Any) -> str:
     NumPy, which the trial build has, broadcasts such a constant without memory; TensorFlow fills it.
     """
     for call in calls if isinstance(calls, list) else ():
-        if isinstance(call, dict) and not any(text == "__keras_tensor__" for text in _texts_in(call)):
+        if isinstance(call, dict) and not _holds_tensor([call.get("args"), call.get("kwargs")]):
             return "constants alone"
     return ""
+
+
+def _holds_tensor(value: Any) -> bool:
+    """Tell whether Keras finds a tensor of the graph here: below any other named object it looks for none."""
+    if isinstance(value, dict) and "class_name" in value:
+        return bool(value["class_name"] == "__keras_tensor__")
+    return isinstance(value, (dict, list)) and any(map(_holds_tensor, _items(value)))
 
 
 def count_calls(config: Any, name: str) -> int:

@@ -34,7 +34,7 @@ from fixpatch.vetting import NOT_LOADED, brief, model_format
 IDLE_SECONDS = 120
 SECONDS, SECONDS_PER_BYTE, SECONDS_PER_CALL = 6.0, 1 / 2e7, 0.02
 MEMORY, MEMORY_PER_BYTE = 400 * 2**20, 5
-SMALL = 32  # pixels: the side of images that `heads` looks at a model of any size with
+SIDES = (32, 128, 512)  # pixels: what a model for images of any size is counted on; `heads` looks at it with 32
 MOST_FEATURES = 2**27  # numbers in the output of one layer for one image
 OBJECTS, OBJECTS_PER_CALL = 1_000, 20  # groups and data sets; attention has a dozen weights, optimizers double them
 LONGEST_ANSWER = 2**26
@@ -110,22 +110,26 @@ def build(job: Job) -> Job:
 
 
 def _at_a_size(model: Any) -> list[Any]:
-    """Return a model for images of any size once more, for small ones: what it puts out can be counted then."""
+    """Return a model for images of any size once more, for images of one size: what it puts out can be counted then.
+
+    Raises:
+        UnsafeError: It takes images of none of `SIDES`, so that nothing can be counted.
+    """
     import keras
 
-    from fixpatch.graph import as_functional
-
-    graph = as_functional(model)
-    image = graph.inputs[0]
-    if len(graph.inputs) != 1 or None not in image.shape[1:]:
+    image = model.inputs[0]
+    if len(model.inputs) != 1 or None not in image.shape[1:]:
         return []
-    small = keras.Input(batch_shape=(1, *(length or SMALL for length in image.shape[1:])), dtype=image.dtype)
-    try:
-        return [keras.models.clone_model(graph, input_tensors=small, clone_function=lambda layer: layer)]
-    except MemoryError:
-        raise
-    except Exception:  # it takes no images as small as that
-        return []
+    graph = keras.Model(image, model.outputs[0])  # out of dictionaries, which take no bare image
+    for side in SIDES:  # some models take no small ones
+        one = keras.Input(batch_shape=(1, *(length or side for length in image.shape[1:])), dtype=image.dtype)
+        try:
+            return [keras.models.clone_model(graph, input_tensors=one, clone_function=lambda layer: layer)]
+        except MemoryError:
+            raise
+        except Exception as error:  # of every kind, as layers raise them
+            reason = brief(error)
+    raise UnsafeError(f"what its layers put out cannot be counted ({reason})")
 
 
 def counts_of(model: Any) -> set[int]:

@@ -111,7 +111,7 @@ def reserve_names(model: keras.Model) -> None:
     names of the process that built it, such as `rescaling`: what the first Rescaling made here would be called, too.
     """
     for operation in as_functional(model).operations:
-        counted = re.fullmatch(r"(.*?)(?:_(\d{1,4}))?", operation.name, re.DOTALL)  # no process counts further
+        counted = re.fullmatch(r"(.*?)(?:_(\d{1,3}))?", operation.name, re.DOTALL)  # nobody adds a thousand
         assert counted is not None  # it matches every text
         while keras.backend.get_uid(counted[1]) <= int(counted[2] or 0):
             pass

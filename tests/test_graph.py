@@ -16,6 +16,7 @@ from fixpatch.errors import ModelError
 from fixpatch.graph import calls
 from fixpatch.heads import logits_view
 from fixpatch.models import as_base
+from fixpatch.pairmodel import Tapped
 from fixpatch.places import choose_places, list_places
 from fixpatch.probes import saturate
 from fixpatch.ranges import detect_range
@@ -515,12 +516,20 @@ def test_a_name_that_the_logits_view_would_be_given_is_taken_already(kind: str) 
     np.testing.assert_allclose(numpy(logits_view(model)[0](X)), np.concatenate([0 * z, z], 1), atol=1e-4)
 
 
-@pytest.mark.parametrize("nested", [False, True])
-def test_names_of_a_loaded_model_are_not_given_again(nested: bool) -> None:
+def test_names_of_a_loaded_model_are_not_given_again() -> None:
     """Keras refuses a graph in which a name occurs twice: `eval` adds a Rescaling to a copy of the model."""
-    x, name = image(), next_name("rescaling")
-    part = keras.Model(x, layers.Rescaling(2.0, name=name)(x), name="part")
-    scores = layers.Dense(3)(layers.Flatten()(part(x) if nested else part.outputs[0]))
-    judge = KerasClassifier(keras.Model(x, scores))
+    x = image()
+    scaled = layers.Rescaling(2.0, name=next_name("rescaling"))(x)
+    judge = KerasClassifier(keras.Model(x, layers.Dense(3)(layers.Flatten()(scaled))))
     assert saturate(judge).predict(X).shape == (8, 3)
-    assert layers.Rescaling(1.0).name not in (name, "rescaling")
+
+
+def test_names_inside_a_nested_model_are_not_given_again() -> None:
+    """Training puts taps into nested models too."""
+    x, inside = image(), keras.Input((8, 8, 3))
+    part = keras.Model(
+        inside, layers.ReLU(name=next_name("tap"))(layers.Conv2D(2, 3, name="conv")(inside)), name="part"
+    )
+    base = as_base(keras.Model(x, layers.Dense(3)(layers.Flatten()(part(x)))))
+    tapped = Tapped(base.logits, {"part/conv": lambda features: features})
+    assert len(tapped.run(tapped.model, X)[1]) == 1

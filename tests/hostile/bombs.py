@@ -56,16 +56,27 @@ def _(folder: Path, traps: Traps) -> Path:
     return keras_file(folder, with_setting("conv2d", filters=10**9))
 
 
-@BOMBS.kind("constant spread out", harm="memory")
-def _(folder: Path, traps: Traps) -> Path:
-    """Fill 10 GB with one number: a call without a tensor of the graph is computed when the model is built."""
+def _spread(folder: Path, **hint: Any) -> Path:
+    """Write a model with a constant of 10 GB; a call without a tensor of the graph is computed when it is built."""
     config = good_config()
-    one = {"class_name": "__tensor__", "config": {"value": [1.0], "dtype": "float32"}}
+    one = {"class_name": "__tensor__", "config": {"value": [1.0], "dtype": "float32", **hint}}
     spread = {"module": "keras.src.ops.numpy", "class_name": "BroadcastTo", "registered_name": None, "name": "spread"}
     settings = {"config": {"name": "spread", "shape": [50_000, 50_000]}}
     calls = {"inbound_nodes": [{"args": [one], "kwargs": {}}]}
     config["config"]["layers"].append({**spread, **settings, **calls})
     return keras_file(folder, config)
+
+
+@BOMBS.kind("constant spread out", harm="memory")
+def _(folder: Path, traps: Traps) -> Path:
+    """Fill 10 GB with one number."""
+    return _spread(folder)
+
+
+@BOMBS.kind("constant that says it is none", harm="memory")
+def _(folder: Path, traps: Traps) -> Path:
+    """Do the same, with the mark of a tensor of the graph where Keras reads none."""
+    return _spread(folder, __keras_tensor__={"class_name": "__keras_tensor__"})
 
 
 @BOMBS.kind("wide window", harm="memory")
@@ -359,12 +370,22 @@ def _(folder: Path, traps: Traps) -> Path:
     return keras_file(folder, with_layer(layer("ReLU", {}, name="../../good")))
 
 
-@BOMBS.kind("images of any size that grow", harm="memory")
-def _(folder: Path, traps: Traps) -> Path:
-    """Blow every image up a million times; as its size is unknown, so is the features'."""
+def _growing(folder: Path, form: Any) -> Path:
     x = keras.Input((None, None, 1), name="image")
     grown = keras.layers.UpSampling2D(1_000)(x)
     scores = keras.layers.Dense(3, "relu")(keras.layers.GlobalAveragePooling2D()(grown))
     path = folder / "model.keras"
-    keras.Model(x, scores).save(path)
+    keras.Model(form(x), scores).save(path)
     return path
+
+
+@BOMBS.kind("images of any size that grow", harm="memory")
+def _(folder: Path, traps: Traps) -> Path:
+    """Blow every image up a million times; as its size is unknown, so is the features'."""
+    return _growing(folder, lambda x: x)
+
+
+@BOMBS.kind("named images of any size that grow", harm="memory")
+def _(folder: Path, traps: Traps) -> Path:
+    """Do the same, with the image in a dictionary."""
+    return _growing(folder, lambda x: {"image": x})
