@@ -94,18 +94,19 @@ def require_known(config: Any, name: str, own: Own | None = None) -> None:
         raise ModelError(f"The configuration in '{name}' names no model.", "Save the model again.")
     if not _known(config, own):
         raise ModelError(f"'{name}' is {_described(config)}, which fixpatch does not open.", SUBCLASSED)
-    top = {key: value for key, value in config.items() if key != "compile_config"}  # never read: compile=False
-    for place, named in _named_in(top, ""):
+    for place, named in _named_in(config, ""):
+        if _nameless(named):
+            raise ModelError(f"'{name}' holds a layer whose name is empty.", "Save the model with another.")
         if _boundless(named):
             raise ModelError(f"'{name}' holds a setting that is not finite{place}.", "Save the model with another.")
         if not _known(named, own):
             raise ModelError(
                 f"'{name}' holds {_described(named)}{place}, which fixpatch does not open.", _advice(named)
             )
-    for place, node in _calls_in(top, ""):
+    for place, node in _calls_in(config, ""):
         if fault := _fault_of_call(node) or _fault_of_constants(node):
             raise ModelError(f"'{name}' calls a layer with {fault}{place}, which fixpatch does not open.", TRUST)
-    for text in _texts_in(top):
+    for text in _texts_in(config):
         if len(text) > LONGEST_TEXT or any(unicodedata.category(letter) in STEERING for letter in text):
             raise ModelError(f"'{name}' holds text with control characters, or of more than {LONGEST_TEXT:,}.", TRUST)
 
@@ -151,6 +152,12 @@ def _known(named: dict, own: Own | None) -> bool:
         return bool(own and own(registered, kind))
     known = kind in MODULES.get(module, ()) if module else kind in UNQUALIFIED
     return known or bool(own and kind not in REFUSED and own(module or "", kind))
+
+
+def _nameless(named: dict) -> bool:
+    """Tell whether a layer's name is empty: layers are told apart by their paths."""
+    settings = named.get("config")
+    return isinstance(settings, dict) and settings.get("name") == ""
 
 
 def _boundless(named: dict) -> bool:

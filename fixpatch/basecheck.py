@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +43,14 @@ def suit_recorded(base: Base, data: Path | None) -> Base:
     return base.with_range(own, RECORDED) if adversarial else base
 
 
-def measure_base(base: Base, images: ImageSet) -> Base:
+def measure_base(base: Base, images: ImageSet, say: Callable[[str], None] = lambda line: None) -> Base:
     """Return `base` with the input range that suits the images, after checking that it can classify them at all.
 
-    Where the range is only assumed, the candidate with the best accuracy is taken; one recorded with adversarial
-    images stays.
+    Where the range is only assumed, it stays unless the base is clearly better in another: by more images than chance
+    explains (`_clearly_better`). One recorded with adversarial images stays.
+
+    Args:
+        say: Takes a line that says which range was taken, where the graph and the user left it open.
 
     Raises:
         DataError: The upper end of the accuracy's 95 % interval is below 1.5 times chance, or, with few classes, below
@@ -57,8 +60,12 @@ def measure_base(base: Base, images: ImageSet) -> Base:
         return base
     candidates = CANDIDATES if base.range_source == "assumed" else (base.input_range,)
     some = images.take(np.linspace(0, len(images) - 1, min(len(images), ENOUGH)).astype(int))  # they come by class
-    rates = clean_accuracies(base, some, candidates)
-    best = max(candidates, key=lambda candidate: rates[candidate].value or 0.0)
+    right = {each: _right(base, some, each) for each in candidates}
+    rates = {each: Rate.of(found) for each, found in right.items()}
+    best = candidates[0]
+    for other in sorted(candidates[1:], key=lambda each: -right[each].sum()):
+        if _clearly_better(right[other], right[best]):
+            best = other
     chance = 1 / base.classes
     if (rates[best].high or 0.0) < min(1.5 * chance, chance + (1 - chance) / 10):
         raise DataError(
@@ -67,10 +74,35 @@ def measure_base(base: Base, images: ImageSet) -> Base:
             f"Check the input range (now {best[0]:g}..{best[1]:g}; --input-range) and the label order "
             f"(now {', '.join(images.classes[:4])}, ...; --classes takes the model's own order).",
         )
-    return base.with_range(best, "measured") if base.range_source == "assumed" else base
+    if base.range_source != "assumed":
+        return base
+    say(_told(best, right))
+    return base.with_range(best, "measured")
+
+
+def _clearly_better(one: np.ndarray, other: np.ndarray) -> bool:
+    """Tell whether more images are right with `one` than with `other`, beyond two standard errors (McNemar's test)."""
+    won, lost = int((one & ~other).sum()), int((other & ~one).sum())
+    return won - lost > 2 * (won + lost) ** 0.5
+
+
+def _told(best: tuple[float, float], right: dict[tuple[float, float], np.ndarray]) -> str:
+    """Say which input range was taken, and which others the images do not rule out."""
+    count, taken = len(right[best]), f"{best[0]:g},{best[1]:g}"
+    open_ = [f"{low:g},{high:g}" for low, high in right if not _clearly_better(right[best], right[low, high])]
+    open_ = [each for each in open_ if each != taken]
+    line = f"input range {taken}: the base gets {int(right[best].sum()):,} of {count:,} images right in it"
+    if open_:
+        line += f"; {' and '.join(open_)} cannot be ruled out, so give --input-range if you know it"
+    return line
 
 
 def clean_accuracies(base: Base, images: ImageSet, ranges: Sequence[tuple[float, float]]) -> dict[Any, Rate]:
     """Return the base's accuracy on images scaled to each of `ranges`."""
+    return {each: Rate.of(_right(base, images, each)) for each in ranges}
+
+
+def _right(base: Base, images: ImageSet, input_range: tuple[float, float]) -> np.ndarray:
+    """Return which images the base gets right when they are scaled to `input_range`: booleans `(N,)`."""
     classifier = KerasClassifier(base.logits, lean=False)
-    return {each: Rate.of(classify(classifier, images, base.channels_first, each) == images.y) for each in ranges}
+    return np.asarray(classify(classifier, images, base.channels_first, input_range) == images.y)

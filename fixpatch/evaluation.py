@@ -108,7 +108,7 @@ def open_arena(
         data = read_images(base, data, classes=classes, limit=limit, seed=seed)
     elif limit is not None:
         data = data.take(stratify(data.y, limit, seed))
-    base = measure_base(base, data)
+    base = measure_base(base, data, listener.say)
     kept = open_cache(cache, say=listener.say)
     return enter(base, defence, data, seed=seed, shelf=shelf, cache=kept, listener=listener)
 

@@ -18,7 +18,6 @@ import sys
 import time
 import types
 from collections.abc import Callable, Iterator, Sequence
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +33,6 @@ from fixpatch.vetting import NOT_LOADED, brief, model_format
 IDLE_SECONDS = 120
 SECONDS, SECONDS_PER_BYTE, SECONDS_PER_CALL = 6.0, 1 / 2e7, 0.02
 MEMORY, MEMORY_PER_BYTE = 400 * 2**20, 5
-SIDES = (32, 128, 512)  # pixels: what a model for images of any size is counted on; `heads` looks at it with 32
-MOST_FEATURES = 2**27  # numbers in the output of one layer for one image
 OBJECTS, OBJECTS_PER_CALL = 1_000, 20  # groups and data sets; attention has a dozen weights, optimizers double them
 LONGEST_ANSWER = 2**26
 # A model that passed the allowlist does none of this; what does it all the same goes no further.
@@ -60,6 +57,8 @@ def look(job: Job) -> Job:
     foreign: list[tuple[str, str]] = []
     with open_hdf5(archive.get("model.weights.h5", path)) as file:
         config = read_config(archive["config.json"] if archive else text_attribute(file, "model_config"), name)
+        if archive and isinstance(config, dict):
+            config.pop("compile_config", None)  # never read: compile=False
         calls, old = count_calls(config, name), form == "h5" and is_old_file(file)
         # An old one also as it will be loaded; and as it stands, whatever is left out of it then.
         for words in (config, modernise(config)) if old else (config,):
@@ -89,7 +88,8 @@ def build(job: Job) -> Job:
     """Build the model that `look` found fit, load its weights, and check that the file holds just these."""
     import keras
 
-    from fixpatch.graph import calls, is_graph
+    from fixpatch.footprint import counts_of, require_modest
+    from fixpatch.graph import is_graph
 
     try:
         own = import_classes(job["imports"])
@@ -102,61 +102,9 @@ def build(job: Job) -> Job:
         require_as_before(model, Path(job["path"]))
     stored, counts = job["numbers"], counts_of(model)
     require_safe(stored in counts, f"it stores {stored:,} weights for the {min(counts):,} of its layers")
-    for shown in (model, *_at_a_size(model)) if is_graph(model) else ():
-        for call in calls(shown):
-            for size in (*map(_size, call.outputs), _attention(call)):
-                require_safe(size <= MOST_FEATURES, f"'{call.path}' puts out {size:,} numbers for one image")
+    if is_graph(model):
+        require_modest(model)
     return {}
-
-
-def _at_a_size(model: Any) -> list[Any]:
-    """Return a model for images of any size once more, for images of one size: what it puts out can be counted then.
-
-    Raises:
-        UnsafeError: It takes images of none of `SIDES`, so that nothing can be counted.
-    """
-    import keras
-
-    image = model.inputs[0]
-    if len(model.inputs) != 1 or None not in image.shape[1:]:
-        return []
-    graph = keras.Model(image, model.outputs[0])  # out of dictionaries, which take no bare image
-    for side in SIDES:  # some models take no small ones
-        one = keras.Input(batch_shape=(1, *(length or side for length in image.shape[1:])), dtype=image.dtype)
-        try:
-            return [keras.models.clone_model(graph, input_tensors=one, clone_function=lambda layer: layer)]
-        except MemoryError:
-            raise
-        except Exception as error:  # of every kind, as layers raise them
-            reason = brief(error)
-    raise UnsafeError(f"what its layers put out cannot be counted ({reason})")
-
-
-def counts_of(model: Any) -> set[int]:
-    """Return how many numbers a file of `model` may hold.
-
-    Its weights; with the state of random layers, which some versions of Keras write too; or what its layers write, of
-    which some write a weight twice (SpectralNormalization) or merged with another (LoRA).
-    """
-    written: dict[Any, Any] = {}
-    for number, layer in enumerate(model._flatten_layers()):
-        own: dict[str, Any] = {}
-        layer.save_own_variables(own)
-        written |= {(number, key): value for key, value in own.items()}
-    kinds = (model.weights, model.variables, written.values())
-    return {sum(prod(variable.shape) for variable in kind) for kind in kinds}
-
-
-def _size(tensor: Any) -> int:
-    return prod(length or 1 for length in tensor.shape)
-
-
-def _attention(call: Any) -> int:
-    """Return how many scores an attention layer computes: each position's with each."""
-    if "Attention" not in type(call.operation).__name__ or not call.inputs:
-        return 0
-    positions = [_size(tensor) // (tensor.shape[-1] or 1) for tensor in call.inputs[:2]]
-    return positions[0] * positions[-1] * int(getattr(call.operation, "num_heads", 1))
 
 
 def blocks(job: Job) -> Job:

@@ -55,7 +55,7 @@ def export_adversarial(
         SettingError: `out` exists and `force` is not set.
     """
     listener = listener or Listener()
-    base = measure_base(base if patch is None else suit_base(base, patch.manifest), images)
+    base = measure_base(base if patch is None else suit_base(base, patch.manifest), images, listener.say)
     attacked = base if patch is None else as_base(patch.apply(base), input_range=base.input_range)
     require_room(out.parent, 2 * 4 * int(np.prod(images.x.shape)), f"'{out.name}'")
     started = time.perf_counter()

@@ -19,7 +19,7 @@ from fixpatch.backends import open_saved_model
 from fixpatch.config import FORMATS
 from fixpatch.errors import DataError, FixpatchError, ModelError, SettingError
 from fixpatch.files import require_free, require_room, written_whole
-from fixpatch.graph import calls
+from fixpatch.graph import as_functional, calls
 from fixpatch.ownclasses import import_classes
 from fixpatch.parsing import require_choice
 from fixpatch.results import WrittenModel
@@ -182,6 +182,7 @@ def _tolerance(model: keras.Model) -> float:
 
 def _answer(model: keras.Model, x: Array) -> Array:
     """Return the model's one output, whatever it is wrapped in."""
+    model = as_functional(model)  # a loaded Sequential has no `input`
     given = keras.tree.map_structure(lambda _: x, model.input)
     return keras.ops.convert_to_numpy(keras.tree.flatten(model(given, training=False))[0])
 

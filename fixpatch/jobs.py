@@ -67,7 +67,7 @@ def inspect_images(
     base = load_file(model)
     few = replace(images, limit=images.limit or IMAGES)
     loaded = load_for(base, few, seed, images.classes, listener)
-    base = measure_base(base, loaded)
+    base = measure_base(base, loaded, listener.say)
     drift = measure_drift(
         base, loaded, config, limit=len(loaded), fixer=fixer, seed=seed, cache=cache, listener=listener
     )
@@ -221,6 +221,8 @@ def evaluate_files(
         command: The line that repeats this, for the report.
     """
     listener = listener or Listener()
+    if patch is not None and not use_patch:
+        raise SettingError(f"--no-patch leaves out the patch '{patch}' that --patch names.", "Give one of the two.")
     _require_attacks(attacks, attackers, budget or {}, spend)
     if report is not None:
         require_places(model.path, [report], force, [path for path in (patch, surrogate) if path])

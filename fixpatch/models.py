@@ -12,7 +12,7 @@ from typing import Any
 
 import keras
 
-from fixpatch.errors import ModelError, SettingError
+from fixpatch.errors import FixpatchError, ModelError, SettingError
 from fixpatch.files import require_free, require_room, written_whole
 from fixpatch.fingerprint import fingerprint_of, identity_of
 from fixpatch.graph import Call, calls, channels_first, is_graph
@@ -132,7 +132,14 @@ def load(
     path = Path(path)
     with admitted(path, trust=trust, imports=imports) as copy:
         model = _load_file(copy, path, trust, imports)
-    return as_base(model, input_range=input_range, name=path.name)
+    try:
+        base = as_base(model, input_range=input_range, name=path.name)
+        assert base.layers  # every model has some; looked at here, where what is odd is the file's fault
+    except FixpatchError:
+        raise
+    except Exception as error:  # of every kind: layers take odd settings and say so when they are used
+        raise ModelError(f"The graph of '{path}' cannot be followed: {brief(error)}", NOT_LOADED) from error
+    return base
 
 
 def as_base(model: keras.Model, *, input_range: tuple[float, float] | None = None, name: str = "") -> Base:

@@ -7,6 +7,7 @@ checkpoint in `variables/`; the program is never opened.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import os
@@ -24,7 +25,7 @@ from fixpatch.vetting import has_holes
 INSTALL = "Install it with `pip install 'fixpatch[saved-model]'`."
 REWRITE = "Load it where it was made and save the Keras model itself: model.save('model.keras')."
 SECONDS = 600
-LARGEST, LARGEST_CONFIG = 2**32, 2**26
+LARGEST, LARGEST_CONFIG = 2**32, 2**24
 MEMORY, MEMORY_PER_BYTE = 2**31, 8
 
 
@@ -57,7 +58,8 @@ def _require_files(folder: Path) -> None:
             REWRITE,
         )
     data = [folder / "keras_metadata.pb", *_weight_files(folder)]
-    if len(data) < 3 or not all(path.is_file() and not path.is_symlink() for path in data):
+    links = any(path.is_symlink() for path in (folder / "variables", *data))
+    if len(data) < 3 or links or not all(path.is_file() for path in data):
         raise ModelError(f"'{folder}' has no weights in its folder 'variables'.", "Is it complete? Copy it again.")
     size = sum(path.stat().st_size for path in data)
     if size > LARGEST or data[0].stat().st_size > LARGEST_CONFIG or any(map(has_holes, data)):
@@ -71,12 +73,13 @@ def _weight_files(folder: Path) -> list[Path]:
 
 def convert_here(folder: Path, out: Path) -> None:
     """Do the work of `convert_saved_model` in this process, which takes in tf-keras."""
+    importlib.import_module("tf_keras")  # its own memory is not the file's
+    size = sum(path.stat().st_size for path in _weight_files(folder))
+    limit_resources(seconds=SECONDS, memory=MEMORY + MEMORY_PER_BYTE * size, largest_file=2 * size + 2**26)
     config = config_of(folder)
     count_calls(config, str(folder))
     require_known(config, str(folder))  # this is built here
     require_known(modernise(config), str(folder))  # and this is what is written
-    size = sum(path.stat().st_size for path in _weight_files(folder))
-    limit_resources(seconds=SECONDS, memory=MEMORY + MEMORY_PER_BYTE * size, largest_file=2 * size + 2**26)
     model = build(config, folder)
     load_weights(model, folder)
     model.save(out, save_format="h5", include_optimizer=False)

@@ -16,6 +16,7 @@ from fixpatch.errors import DataError, FixpatchError, SettingError, did_you_mean
 from fixpatch.pictures import FORMATS, as_levels
 from fixpatch.rows import PART, Images, in_parts, store
 
+PARTS = {"train", "training", "test", "testing", "val", "valid", "validation", "dev"}
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png")
 NPZ_HINT = "Save it with numpy.savez(path, x=images, y=labels)."
 HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
@@ -107,6 +108,7 @@ def list_folder(folder: Path, model_classes: int, classes: Sequence[str] | None)
             else "no class folders"
         )
         raise DataError(f"'{folder}' has {inside}.", "Put the images into one folder per class.")
+    _require_no_parts(folder, found)
     known = match_classes(found, model_classes, classes, f"'{folder}'")
     paths, y = [], []
     for name in found:
@@ -117,6 +119,16 @@ def list_folder(folder: Path, model_classes: int, classes: Sequence[str] | None)
     if not paths:
         raise DataError(f"The class folders of '{folder}' hold no {', '.join(FORMATS)} files.")
     return Source(paths, np.array(y, np.int64), [path.relative_to(folder).as_posix() for path in paths], known)
+
+
+def _require_no_parts(folder: Path, found: Sequence[str]) -> None:
+    """Refuse a folder of data sets, whose parts a model of so many classes would take for its classes."""
+    nested = all(any(item.is_dir() for item in (folder / name).iterdir()) for name in found)
+    if nested and {name.lower() for name in found} <= PARTS:
+        raise DataError(
+            f"'{folder}' holds {', '.join(found)}, parts of a data set with folders inside; expected one per class.",
+            f"Name one of them: {folder / found[0]}.",
+        )
 
 
 def read_npz(path: Path, model_classes: int, classes: Sequence[str] | None) -> Source:

@@ -14,6 +14,7 @@ from fixpatch.console import err, out, plain, show_warnings
 from fixpatch.results import ApplyFacts, CraftFacts, DriftFacts, ModelFacts, Rate, TrainingFacts
 from fixpatch.wording import describe_attack, eps_of, per_cent, size_of, with_interval
 
+LONGEST_PATH = 200  # letters: a stranger names his layers as he likes
 BAR = 16  # columns: with a usual layer name the table fits 80
 ORIGINS = {
     "assumed": "assumed; --input-range sets it",
@@ -41,7 +42,7 @@ def show_model(facts: ModelFacts, name: str, every_layer: bool, drift: DriftFact
     table = _table("layer", "kind", ("output", "right"), (facts.module, "right"), ("% of base", "right"), ">= 0")
     others = _table(f"no {facts.module} after", "kind", ("output", "right"), "because it")
     for layer in facts.layers:
-        row = plain(layer.path), layer.kind, size_of(layer.shape)
+        row = plain(_cut(layer.path)), layer.kind, size_of(layer.shape)
         if layer.cost is None:
             others.add_row(*row, plain(layer.reason))
         else:
@@ -66,7 +67,7 @@ def _drift_table(facts: ModelFacts, drift: DriftFacts) -> Table:
     for layer in drift.layers:
         mark = "auto" if layer.path in drift.chosen else ""
         numbers = shapes[layer.path], f"{layer.cost:,}", f"{layer.drift:.3f}"
-        table.add_row(plain(layer.path), *numbers, bar_of(layer.drift, most), mark)
+        table.add_row(plain(_cut(layer.path)), *numbers, bar_of(layer.drift, most), mark)
     return table
 
 
@@ -85,6 +86,10 @@ def _explain_drift(drift: DriftFacts) -> None:
     )
     console.print(f"  {describe_attack(**drift.attack)}")
     console.print(f"--split auto takes {plain(','.join(drift.chosen))}")
+
+
+def _cut(path: str) -> str:
+    return path if len(path) <= LONGEST_PATH else f"{path[: LONGEST_PATH - 40]}...{path[-37:]}"
 
 
 def show_training(facts: TrainingFacts, path: Path, quiet: bool = False) -> None:

@@ -104,7 +104,7 @@ def train_recipe(
     require_tensorboard(logs)
     count = require_splits(base, recipe)
     listener = listener or Listener()
-    base = measure_base(base.anew(), images)
+    base = measure_base(base.anew(), images, listener.say)
     if count:
         recipe = replace(recipe, splits=_measured_splits(base, images, recipe, count, folder, cache, listener))
     if resume and not (folder / NOTE).exists():

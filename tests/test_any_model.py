@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 import keras
 import numpy as np
@@ -100,6 +101,41 @@ def test_an_ensemble_of_softmaxes_gives_the_logarithm() -> None:
 
     assert kind == "probabilities"
     np.testing.assert_allclose(values(ops.softmax(view(X))), values(model(X)), rtol=1e-5)
+
+
+class Watched(layers.Layer):
+    """Tells what it is called with."""
+
+    seen: ClassVar[list[object]] = []
+
+    def call(self, x: object) -> object:
+        """Return what comes in."""
+        self.seen.append(x)
+        return x
+
+
+def test_the_model_is_not_run_to_tell_what_its_head_is() -> None:
+    """What a stranger's layers take inside is not bounded, and opening a file has to be."""
+    model = with_head(lambda x: dense(3, "relu")(Watched()(x)))
+    Watched.seen.clear()
+    assert logits_view(model)[1] == "logits"
+    assert not Watched.seen
+
+
+def test_heads_are_found_behind_layers_inside_others() -> None:
+    inner = keras.Input((144,))
+    half = keras.Model(inner, layers.Dense(3, "softmax")(inner))
+    powers = keras.Input((3,))
+    share = keras.Model(powers, ops.exp(powers) / ops.sum(ops.exp(powers), -1, keepdims=True))
+    heads = (
+        lambda x: layers.Average()([half(layers.Flatten()(x)), dense(3, "softmax")(x)]),
+        lambda x: share(dense(3)(x)),
+        lambda x: layers.GlobalAveragePooling1D()(
+            layers.TimeDistributed(layers.Dense(3, "softmax"))(layers.Reshape((12, 12))(x))
+        ),
+    )
+    for head in heads:
+        assert logits_view(with_head(head))[1] == "probabilities"
 
 
 def test_logarithms_of_probabilities_are_logits() -> None:

@@ -55,7 +55,7 @@ def refused(line: str, message: str, hint: str, **env: str) -> Result:
     result = call(*line.split(), **env)
     assert isinstance(result.exception, SystemExit), result.exc_info
     assert (result.exit_code, result.stdout) == (2, ""), result.output
-    lines = [line for line in result.stderr.splitlines() if not re.match(r"crafting|attacking|note:", line)]
+    lines = [line for line in result.stderr.splitlines() if not re.match(r"crafting|attacking|note:|input range", line)]
     assert lines[0].startswith("error: ")
     assert len(lines) == 2 or (len(lines) == 1 and not hint), result.stderr
     assert re.search(message, lines[0]), lines
@@ -262,6 +262,7 @@ EVALUATION = [
     ("--fail-under 0.5 --attack square", "follows the patched model's gradient", "--attack autopgd"),
     ("--attacker base --attacker patched --no-patch", "--attacker patched needs a patch", "Pass --patch"),
     ("--fail-under 0.5 --no-patch", "nobody attacked the patched model", "Pass --patch"),
+    ("--no-patch --patch patch.h5", r"--no-patch leaves out the patch 'patch\.h5'", "Give one of the two"),
     ("--report patch.h5", r"'patch\.h5' exists already", "--force"),
     ("--report small --force", "'small' is a folder", ""),
     ("--report model.keras --force", r"'model\.keras' cannot be written: it is 'model\.keras' too", ""),

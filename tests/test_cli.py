@@ -121,6 +121,35 @@ def test_inspect_lists_the_splits(four: Lines) -> None:
     assert four.results["inspect"].stderr == ""
 
 
+def test_inspect_cuts_a_name_without_end(tmp_path: Path) -> None:
+    """One long name would pad every line of the table."""
+    x = image = keras.Input((8, 8, 1))
+    for number in range(20):
+        x = keras.layers.ReLU(name=f"a{number}" if number else "a" * 10_000)(x)
+    keras.Model(image, keras.layers.Dense(3)(keras.layers.Flatten()(x))).save(tmp_path / "model.keras")
+    result = call("inspect", str(tmp_path / "model.keras"))
+    done(result)
+    assert len(result.stdout) < 10_000
+
+
+def test_apply_with_delta_zero_takes_a_sequential(tmp_path: Path) -> None:
+    """A loaded Sequential has no `input`; with delta 0 it is what is written."""
+    layers, path = keras.layers, tmp_path / "model.keras"
+    keras.Sequential(
+        [keras.Input((8, 8, 1)), layers.Conv2D(4, 3, name="conv"), layers.Flatten(), layers.Dense(3)]
+    ).save(path)
+    rng = np.random.default_rng(0)
+    x = rng.random((60, 8, 8, 1), np.float32)
+    y = np.argmax(keras.models.load_model(path).predict(x, verbose=0), 1)
+    np.savez(tmp_path / "small.npz", x=x, y=y)
+    data = ("--data", str(tmp_path / "small.npz"))
+    patch = str(tmp_path / "patch.h5")
+    done(call("train", str(path), "--split", "conv", *data, "--attack", "fgsm", "--epochs", "1", "--out", patch))
+    out = str(tmp_path / "same.keras")
+    done(call("apply", str(path), patch, "--delta", "0", *data, "-o", out))
+    assert np.array_equal(keras.models.load_model(out).predict(x), keras.models.load_model(path).predict(x))
+
+
 def test_train_reports_base_and_patch(four: Lines) -> None:
     out = four.results["train"].stdout
     assert "patch.h5: 12,920 of 83,666 parameters (15.4 %)" in out

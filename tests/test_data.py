@@ -237,6 +237,16 @@ def test_nested_folders_are_read_in_order_and_other_files_passed_over(tmp_path):
     assert load(tmp_path)[0].names == ("ant/0.png", "ant/1.png", "ant/more/x.png", "bee/0.png", "bee/1.png")
 
 
+def test_the_parts_of_a_data_set_are_no_classes(tmp_path):
+    """A model of two classes would be trained on them in silence."""
+    for part in ("train", "test"):
+        (tmp_path / part).mkdir()
+        fill(tmp_path / part)
+    with pytest.raises(DataError, match="parts of a data set") as caught:
+        load(tmp_path)
+    assert str(tmp_path / "test") in caught.value.hint
+
+
 def test_links_in_a_circle_end(tmp_path):
     fill(tmp_path)
     os.symlink(tmp_path, tmp_path / "ant" / "loop")

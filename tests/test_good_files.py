@@ -120,6 +120,12 @@ def long() -> keras.Model:
     return _classifier(x, image)
 
 
+def any_size() -> keras.Model:
+    """Images of any size, but not of 32 pixels."""
+    image = keras.Input((None, None, 3))
+    return _classifier(layers.Conv2D(4, 40)(image), image)
+
+
 def named() -> keras.Model:
     """Names in other scripts, with everything that a name may hold."""
     image = keras.Input(SHAPE, name="Bild")
@@ -129,7 +135,20 @@ def named() -> keras.Model:
 MODELS: dict[str, Callable[[], keras.Model]] = {
     build.__name__: build
     for build in (
-        *(residual, nested, sequential, operations, mixed, low, vision_transformer, compiled, recurrent, long, named),
+        *(
+            residual,
+            nested,
+            sequential,
+            operations,
+            mixed,
+            low,
+            vision_transformer,
+            compiled,
+            recurrent,
+            long,
+            any_size,
+            named,
+        ),
     )
 }
 ONLY_KERAS = ("operations", "low")  # HDF5 cannot hold these

@@ -247,7 +247,7 @@ class TestBuilding:
     def test_features_without_measure(self, tmp_path: Path) -> None:
         classifier(layers.UpSampling2D(2, name="up")).save(tmp_path / "up.keras")
         path = rewritten(tmp_path / "up.keras", tmp_path / "m.keras", '"size": [2, 2]', '"size": [9999, 9999]')
-        with pytest.raises(ModelError, match="'up' puts out"):
+        with pytest.raises(ModelError, match="'up' computes"):
             fixpatch.load(path)
 
     def test_an_initial_value_that_takes_for_ever(self, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ import fixpatch
 from fixpatch.errors import ModelError
 from fixpatch.legacy import is_old, modernise, renew_file
 from fixpatch.models import as_base
-from fixpatch.savedmodel import convert_saved_model
+from fixpatch.savedmodel import LARGEST_CONFIG, convert_saved_model
 
 DATA = Path(__file__).parent / "data"
 X = np.linspace(0, 1, 4 * 8 * 8 * 3, dtype=np.float32).reshape(4, 8, 8, 3)
@@ -229,6 +229,21 @@ def test_what_keras_2_did_not_write_is_refused(tmp_path: Path) -> None:
     assert "model.save('model.keras')" in caught.value.hint
     with pytest.raises(ModelError, match="no weights"):
         convert_saved_model(folder_with(tmp_path, "keras_metadata.pb"), tmp_path / "model.h5")
+
+
+def test_a_link_out_of_the_folder_is_not_followed(tmp_path: Path) -> None:
+    other = folder_with(tmp_path / "other", "variables.index", "variables.data-00000-of-00001")
+    folder = folder_with(tmp_path / "model", "keras_metadata.pb")
+    (folder / "variables").symlink_to(other)
+    with pytest.raises(ModelError, match="no weights"):
+        convert_saved_model(folder, tmp_path / "model.h5")
+
+
+def test_a_configuration_too_long_to_parse_is_refused(tmp_path: Path) -> None:
+    folder = folder_with(tmp_path, "variables/variables.index", "variables/variables.data-00000-of-00001")
+    (folder / "keras_metadata.pb").write_bytes(b"x" * (LARGEST_CONFIG + 1))
+    with pytest.raises(ModelError, match="bytes"):
+        convert_saved_model(folder, tmp_path / "model.h5")
 
 
 def test_without_tf_keras_it_says_how(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -94,6 +94,21 @@ def test_range_is_measured_where_the_model_does_not_tell(base: Base, unseen: Ima
     assert (guessed.input_range, guessed.range_source) == ((-1.0, 1.0), "measured")
 
 
+def test_another_range_takes_more_than_one_image() -> None:
+    """One image more is right in 0..255: chance explains it, and a wrong range makes every figure wrong."""
+    image = keras.Input((4, 4, 1))
+    dense = keras.layers.Dense(2)
+    model = keras.Model(image, dense(keras.layers.Flatten()(image)))
+    dense.set_weights([np.float32([[0, 1]] * 16) / 16, np.float32([0, -0.02])])
+    level = np.float32([0, 1] * 20 + [0.01])
+    x, y = np.ones((41, 4, 4, 1), np.float32) * level[:, None, None, None], (level > 0).astype(int)
+    lines: list[str] = []
+    found = measure_base(as_base(model), ImageSet(x, y, ("a", "b"), tuple(map(str, range(41)))), lines.append)
+    assert found.input_range == (0.0, 1.0)
+    assert "40 of 41 images right" in lines[0]
+    assert "0,255 and -1,1 cannot be ruled out" in lines[0]
+
+
 def test_base_no_better_than_chance_is_refused_with_the_likely_causes(base: Base, digits: tuple) -> None:
     reversed_labels = replace(digits[2], y=(digits[2].y + 1) % 10)
     with pytest.raises(DataError, match=r"chance is 10.0 %.*--input-range.*--classes"):

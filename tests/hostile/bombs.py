@@ -389,3 +389,77 @@ def _(folder: Path, traps: Traps) -> Path:
 def _(folder: Path, traps: Traps) -> Path:
     """Do the same, with the image in a dictionary."""
     return _growing(folder, lambda x: {"image": x})
+
+
+def _headed(folder: Path, shape: tuple[int, ...], inside: Any) -> Path:
+    """Write a model with a head of unknown make: whoever wants to know it may be tempted to run the model."""
+    x = keras.Input(shape, name="image")
+    scores = keras.layers.Dense(3, "relu")(keras.layers.Flatten()(inside(x)))
+    path = folder / "model.keras"
+    keras.Model(x, scores).save(path)
+    return path
+
+
+@BOMBS.kind("a million steps", harm="time")
+def _(folder: Path, traps: Traps) -> Path:
+    """Go through a million steps with a state of 256 numbers, and put out the last."""
+    cell = keras.layers.SimpleRNN(256)
+    return _headed(folder, (1_000, 1_000, 1), lambda x: cell(keras.layers.Reshape((1_000_000, 1))(x)))
+
+
+@BOMBS.kind("padding wider than the image", harm="memory")
+def _(folder: Path, traps: Traps) -> Path:
+    """Pad an image of 8 pixels with 12,000 on every side."""
+    return _headed(folder, (8, 8, 1), keras.layers.Conv2D(1, 3, dilation_rate=12_000, padding="same"))
+
+
+@BOMBS.kind("attention with many heads for queries", harm="memory")
+def _(folder: Path, traps: Traps) -> Path:
+    """Compare 4,096 positions with each other, 32 times over."""
+    attention = keras.layers.GroupQueryAttention(4, 32, 1)
+
+    def inside(x: keras.KerasTensor) -> keras.KerasTensor:
+        x = keras.layers.Reshape((4_096, 1))(x)
+        return attention(x, x)
+
+    return _headed(folder, (64, 64, 1), inside)
+
+
+@BOMBS.kind("additive attention", harm="memory")
+def _(folder: Path, traps: Traps) -> Path:
+    """Add 1,024 positions to each other in 512 dimensions."""
+
+    def inside(x: keras.KerasTensor) -> keras.KerasTensor:
+        x = keras.layers.Reshape((1_024, 512))(x)
+        return keras.layers.AdditiveAttention()([x, x])
+
+    return _headed(folder, (1_024, 512, 1), inside)
+
+
+@BOMBS.kind("scale that is no number", harm="fooled")
+def _(folder: Path, traps: Traps) -> Path:
+    """Give Rescaling a scale that Keras keeps and nobody can compute with."""
+    return keras_file(folder, with_setting("rescaling", scale={"a": [1.0, None]}))
+
+
+@BOMBS.kind("softmax along no axis", harm="fooled")
+def _(folder: Path, traps: Traps) -> Path:
+    """End in a softmax whose axis is none."""
+    config = good_config()
+    entry = layer_of(config, "dense")
+    entry.update(module="keras.layers", class_name="Softmax", config={"name": "dense", "axis": [1, "a"]})
+    return keras_file(folder, config)
+
+
+@BOMBS.kind("layer without a name in h5", harm="fooled")
+def _(folder: Path, traps: Traps) -> Path:
+    """Name a layer with an empty text."""
+    text = _text().replace('"relu"', '""')
+    return h5_file(folder, json.loads(text))
+
+
+@BOMBS.kind("compiled at the top of h5", harm="fooled")
+def _(folder: Path, traps: Traps) -> Path:
+    """Put what is on no list where Keras decodes it from this format alone."""
+    kind = {"module": "keras.layers", "class_name": "Lambda", "config": {}, "registered_name": None}
+    return h5_file(folder, {**good_config(), "compile_config": {"loss": kind}})
