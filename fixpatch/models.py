@@ -227,9 +227,11 @@ def _require_classifier(model: Any, name: str) -> None:
             "expected one image in, one label out.",
             "Cut out the classifier with keras.Model(inputs, outputs) and save that.",
         )
-    shape = model.inputs[0].shape
-    if len(shape) != 4:
+    shape = tuple(model.inputs[0].shape[1:])
+    if len(shape) != 3:
+        image = (*shape, 1)
+        wrapped = f"keras.Sequential([keras.Input({image}), keras.layers.Reshape({shape}), model])"
         raise ModelError(
-            f"'{name}' takes input of shape {tuple(shape[1:])}; expected images with height, width and channels.",
-            "fixpatch patches image classifiers.",
+            f"'{name}' takes input of shape {shape}; expected images with height, width and channels.",
+            f"Images of one channel? Save {wrapped}." if len(shape) == 2 else "fixpatch patches image classifiers.",
         )

@@ -43,7 +43,10 @@ def check_classes(classes: Sequence[str] | None, model_classes: int) -> None:
     if double:
         raise SettingError(f"--classes names '{double[0]}' more than once.")
     if len(classes) != model_classes:
-        raise SettingError(f"--classes has {len(classes)} names; the model has {model_classes} classes.")
+        raise SettingError(
+            f"--classes has {len(classes)} names; the model has {model_classes} classes.",
+            "Give one name per class, in the model's own order.",
+        )
 
 
 def match_classes(
@@ -55,7 +58,10 @@ def match_classes(
         DataError: They are not the model's.
     """
     if len(found) == 1:
-        raise DataError(f"{place} has images of one class, '{found[0]}'; expected two or more.")
+        raise DataError(
+            f"{place} has images of one class, '{found[0]}'; expected two or more.",
+            "Name the folder above it, with one folder per class.",
+        )
     if classes is None and len(found) != model_classes:
         more = len(found) > model_classes
         hint = "Remove those that it does not know." if more else "Pass --classes with the model's own order."
@@ -141,10 +147,11 @@ def read_npz(path: Path, model_classes: int, classes: Sequence[str] | None) -> S
         if not zipfile.is_zipfile(path):
             raise ValueError("it is no zip archive")
         with np.load(path, allow_pickle=False) as file:
+            names = ", ".join(f"'{key[:40]}'" for key in file.files[:8]) or "nothing"
             held = {key: np.asarray(file[key]) for key in ("y", "class_names") if key in file}
             x = read_x(file, path) if "x" in file else None
     if x is None or "y" not in held:
-        raise DataError(f"'{path}' lacks an array 'x' or 'y'.", NPZ_HINT)
+        raise DataError(f"'{path}' lacks an array 'x' or 'y'; it holds {names}.", NPZ_HINT)
     x = check_images(x, f"x in '{path}'")
     if "class_names" in held:
         found = held["class_names"].astype(str).ravel().tolist()

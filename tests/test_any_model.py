@@ -153,6 +153,15 @@ def test_one_sigmoid_unit_is_found_as_an_operation_and_in_a_nested_model() -> No
         np.testing.assert_allclose(values(ops.softmax(view(X)))[:, 1:], values(model(X)), rtol=1e-5)
 
 
+def test_a_model_without_a_channel_axis_is_told_what_works() -> None:
+    model = keras.Sequential([keras.Input((8, 8)), layers.Flatten(), layers.Dense(16, name="hidden"), layers.Dense(3)])
+    with pytest.raises(ModelError, match=r"shape \(8, 8\)") as caught:
+        as_base(model)
+    wrapped = caught.value.hint.removeprefix("Images of one channel? Save ").removesuffix(".")
+    base = as_base(eval(wrapped, {"keras": keras, "model": model}))
+    assert np.array_equal(values(base.logits(X[..., :1])), values(model(X[..., 0])))
+
+
 # Layers
 
 

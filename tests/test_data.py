@@ -501,7 +501,7 @@ NAN = np.full((4, *SHAPE), np.nan, np.float32)
 @pytest.mark.parametrize(
     ("arrays", "says"),
     [
-        ({"x": uint8_images()}, "lacks an array"),
+        ({"x": uint8_images()}, "lacks an array 'x' or 'y'; it holds 'x'"),
         ({"y": [0, 1, 1, 0]}, "lacks an array"),
         ({"x": uint8_images(), "y": [0, 1, 1]}, "3 labels for 4 images"),
         ({"x": uint8_images(), "y": [0, 1, 2, 0]}, "a label 2; expected 0 to 1"),
