@@ -9,79 +9,10 @@ from __future__ import annotations
 from typing import Any
 
 import keras
-import numpy as np
 
 from fixpatch.errors import ModelError
-from fixpatch.graph import (
-    ACTIVATION_LAST,
-    Call,
-    activation_name,
-    as_functional,
-    calls,
-    class_name,
-    is_graph,
-    producer,
-    reserve_names,
-)
-
-# Operations that move or copy scores without changing them at inference.
-PASSING = frozenset({"Reshape", "Flatten", "Identity", "Cast", "Squeeze", "Dropout"})
-# Operations that take no more time and memory than the numbers that go in and come out: these may be tried.
-LIGHT = PASSING | frozenset(
-    [
-        "Absolute",
-        "Activation",
-        "Add",
-        "Average",
-        "AveragePool",
-        "Clip",
-        "Concatenate",
-        "Divide",
-        "Exp",
-        "ExpandDims",
-        "Expm1",
-        "GetItem",
-        "GlobalAveragePooling1D",
-        "GlobalAveragePooling2D",
-        "GlobalAveragePooling3D",
-        "GlobalMaxPooling1D",
-        "GlobalMaxPooling2D",
-        "GlobalMaxPooling3D",
-        "Lambda",
-        "LeakyReLU",
-        "Log",
-        "Log1p",
-        "LogSoftmax",
-        "Logsumexp",
-        "Max",
-        "Maximum",
-        "Mean",
-        "Min",
-        "Minimum",
-        "Multiply",
-        "Negative",
-        "Normalize",
-        "Permute",
-        "Power",
-        "ReLU",
-        "Relu",
-        "Relu6",
-        "Rescaling",
-        "Sigmoid",
-        "Softmax",
-        "Softplus",
-        "Sqrt",
-        "Square",
-        "Stack",
-        "Subtract",
-        "Sum",
-        "Tanh",
-        "Transpose",
-        "TrueDivide",
-        "UnitNormalization",
-    ]
-)
-MOST_TRIED = 2**22  # numbers
+from fixpatch.graph import activation_name, as_functional, class_name, is_graph, producer, reserve_names
+from fixpatch.tails import PASSING, sums_to_one
 
 
 def logits_view(model: keras.Model) -> tuple[keras.Model, str]:
@@ -122,7 +53,7 @@ def logits_view(model: keras.Model) -> tuple[keras.Model, str]:
             "keras.layers.Activation('sigmoid') and save it again.",
         )
     if kind == "unknown":
-        kind = "probabilities" if _sums_to_one(graph) else "logits"
+        kind = "probabilities" if sums_to_one(graph) else "logits"
         if kind == "probabilities":
             tensor = keras.ops.log(keras.ops.maximum(tensor, 1e-30))
     if keras.backend.standardize_dtype(tensor.dtype) != "float32":
@@ -227,69 +158,3 @@ def _without_activation(layer: keras.layers.Layer) -> keras.layers.Layer:
     copy.build(layer._build_shapes_dict["input_shape"] if layer._build_shapes_dict else layer.input.shape)
     copy.set_weights(layer.get_weights())
     return copy
-
-
-def _sums_to_one(graph: keras.Model) -> bool:
-    """Tell whether the last operations make scores that sum to one, whatever the layers before them give.
-
-    The model is not run: a stranger's may take any time and memory for one image. Random numbers stand for what comes
-    out of the last layers with a kernel, through these layers' own activations; only `LIGHT` operations are tried.
-    """
-    tail = _tail(graph)
-    if sum(np.prod([size or 1 for size in tensor.shape]) for call in tail for tensor in call.outputs) > MOST_TRIED:
-        return False
-    values: dict[int, Any] = {}
-    random = np.random.default_rng(0)
-    for call in tail:
-        if is_graph(call.operation):
-            inner = as_functional(call.operation).outputs
-            values |= {
-                id(mine): values[id(own)] for mine, own in zip(call.outputs, inner, strict=True) if id(own) in values
-            }
-            continue
-        values |= {id(tensor): _random(tensor, random) for tensor in call.inputs if id(tensor) not in values}
-        try:
-            found = _tried(call, values, random)
-        except Exception:  # of every kind: what cannot be tried is no softmax
-            return False
-        values |= {id(tensor): value for tensor, value in zip(call.outputs, found, strict=True)}
-    last = values.get(id(graph.outputs[0]))
-    if last is None:
-        return False
-    scores = keras.ops.convert_to_numpy(last).astype(np.float32).reshape(4, -1)
-    return bool((scores >= 0).all() and np.allclose(scores.sum(-1), 1, atol=1e-2))
-
-
-def _tail(graph: keras.Model) -> list[Call]:
-    """Return the calls between the last layers with a kernel, these included, and the output, in forward order."""
-    wanted, found = {id(graph.outputs[0])}, []
-    for call in reversed(calls(graph)):
-        if wanted.isdisjoint(map(id, call.outputs)):
-            continue
-        found.append(call)
-        if is_graph(call.operation):
-            wanted |= set(map(id, as_functional(call.operation).outputs))
-        elif _is_light(call.operation):
-            wanted |= set(map(id, call.inputs))
-    return found[::-1]
-
-
-def _is_light(operation: Any) -> bool:
-    """Tell whether an operation may be tried: a light one, or of the user's own code, which runs anyway."""
-    return class_name(operation) in LIGHT or not class_name(operation)
-
-
-def _tried(call: Call, values: dict[int, Any], random: np.random.Generator) -> list[Any]:
-    """Return what a call gives for `values`; of a layer with a kernel, its activation of random numbers."""
-    operation = call.operation
-    if _is_light(operation):
-        args, kwargs = producer(call.outputs[0])[1].arguments.fill_in(values)
-        return list(keras.tree.flatten(operation(*args, **kwargs)))
-    inner = getattr(operation, "layer", operation)  # of TimeDistributed
-    activation = inner.activation if ACTIVATION_LAST.fullmatch(class_name(inner)) else lambda x: x
-    return [activation(_random(tensor, random)) for tensor in call.outputs]
-
-
-def _random(tensor: keras.KerasTensor, random: np.random.Generator) -> Any:
-    numbers = random.standard_normal((4, *(size or 4 for size in tensor.shape[1:])), np.float32)
-    return keras.ops.convert_to_tensor(numbers, dtype=tensor.dtype)
