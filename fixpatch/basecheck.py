@@ -60,7 +60,7 @@ def measure_base(base: Base, images: ImageSet, say: Callable[[str], None] = lamb
         return base
     candidates = CANDIDATES if base.range_source == "assumed" else (base.input_range,)
     some = images.take(np.linspace(0, len(images) - 1, min(len(images), ENOUGH)).astype(int))  # they come by class
-    right = {each: _right(base, some, each) for each in candidates}
+    right = _right(base, some, candidates)
     rates = {each: Rate.of(found) for each, found in right.items()}
     best = candidates[0]
     for other in sorted(candidates[1:], key=lambda each: -right[each].sum()):
@@ -99,10 +99,10 @@ def _told(best: tuple[float, float], right: dict[tuple[float, float], np.ndarray
 
 def clean_accuracies(base: Base, images: ImageSet, ranges: Sequence[tuple[float, float]]) -> dict[Any, Rate]:
     """Return the base's accuracy on images scaled to each of `ranges`."""
-    return {each: Rate.of(_right(base, images, each)) for each in ranges}
+    return {each: Rate.of(found) for each, found in _right(base, images, ranges).items()}
 
 
-def _right(base: Base, images: ImageSet, input_range: tuple[float, float]) -> np.ndarray:
-    """Return which images the base gets right when they are scaled to `input_range`: booleans `(N,)`."""
+def _right(base: Base, images: ImageSet, ranges: Sequence[tuple[float, float]]) -> dict[Any, np.ndarray]:
+    """Return which images the base gets right when they are scaled to each of `ranges`: booleans `(N,)`."""
     classifier = KerasClassifier(base.logits, lean=False)
-    return np.asarray(classify(classifier, images, base.channels_first, input_range) == images.y)
+    return {each: np.asarray(classify(classifier, images, base.channels_first, each) == images.y) for each in ranges}
