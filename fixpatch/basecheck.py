@@ -74,6 +74,11 @@ def measure_base(base: Base, images: ImageSet, say: Callable[[str], None] = lamb
             f"Check the input range (now {best[0]:g}..{best[1]:g}; --input-range) and the label order "
             f"(now {', '.join(images.classes[:4])}, ...; --classes takes the model's own order).",
         )
+    if (rates[best].low or 0.0) <= chance:
+        say(
+            f"warning: {base.name} gets {int(right[best].sum()):,} of {len(some):,} images right, which chance may "
+            f"give too ({100 * chance:.1f} %): more images tell; else check --input-range and --classes"
+        )
     if base.range_source != "assumed":
         return base
     say(_told(best, right))

@@ -150,10 +150,10 @@ def _describe_base(facts: Mapping[str, Any]) -> Iterator[str]:
 
 def _describe_data(facts: Mapping[str, Any]) -> Iterator[str]:
     data, names = facts["data"], facts["class_names"]
+    kept_back = f"{per_cent(data['holdout'])} % of what there was had" if data["holdout"] else "none had"
     yield (
         f"The {facts['fixer']['module']} modules were trained on {facts['images']:,} labelled images; "
-        f"{per_cent(data['holdout'])} % of what there "
-        f"was had been kept back. Each was augmented {data['views']} time{'s' * (data['views'] > 1)} "
+        f"{kept_back} been kept back. Each was augmented {data['views']} time{'s' * (data['views'] > 1)} "
         f"(preset `{data['augment']}`) and attacked."
     )
     yield ""
@@ -189,7 +189,7 @@ def _recorded(facts: Mapping[str, Any]) -> Iterator[str]:
         yield "The patch holds no figures."
         return
     held = figures["measured_on"] == "holdout"
-    where = "images kept back, which chose the epoch" if held else "the training images themselves"
+    where = "images kept back, which chose the epoch" if held else "images that it was trained on"
     yield (
         f"Accuracy in % with 95 % intervals, under the attack of training by the attacker of training (`{attacker}`), "
         f"on {figures['patch_clean']['n']} {where}: **optimistic**."

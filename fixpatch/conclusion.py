@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from fixpatch.arena import Arena, Run
+from fixpatch.basecheck import RECORDED
 from fixpatch.checks import judge, verdict
 from fixpatch.data import ImageSet
 from fixpatch.defences import digest_of_defence
@@ -144,6 +145,8 @@ def count_hashes(hashes: Array, images: ImageSet) -> int:
 def _warnings(arena: Arena, scores: Sequence[Score], attackers: Sequence[str], source: str) -> tuple[str, ...]:
     """Return what no check says: whom the figures leave out, and which images they are of."""
     found, kind = [], "patched" if arena.patch else "defended"
+    if arena.base.range_source == RECORDED:
+        found.append("these images are adversarial already (fixpatch craft made them): 'clean' is how they lie there")
     if arena.defence is not None and "patched" not in attackers:
         found.append(UNATTACKED.format(kind))
     if source == "holdout":

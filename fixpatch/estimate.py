@@ -11,6 +11,7 @@ import numpy as np
 from fixpatch.arena import Arena, Target
 from fixpatch.craft import to_model
 from fixpatch.plan import Plan
+from fixpatch.wording import counted
 
 BATCH = 32
 AT_ONCE = 0.1  # of all steps: what an image costs that breaks at once
@@ -60,7 +61,7 @@ def say_estimate(arena: Arena, plan: Plan, targets: Mapping[str, Target], probed
     least, most = map(written, estimate_seconds(arena, plan, targets, probed))
     arena.listener.say(
         f"takes {least} if every image breaks at once, {most} if none does (three timed batches): "
-        f"{len(arena.images):,} images, {len(plan.steps)} attacks; --limit takes fewer images"
+        f"{len(arena.images):,} images, {counted(len(plan.steps), 'attack')}; --limit takes fewer images"
     )
 
 

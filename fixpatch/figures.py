@@ -42,13 +42,19 @@ def measure_figures(
 
 def warn_about(figures: Figures) -> tuple[str, ...]:
     """Return what a reader has to know before believing the figures."""
-    left = figures.base_robust.value or 0
-    if left <= WEAK:
-        return ()
-    return (
-        f"the attack leaves the base {100 * left:.0f} %: it is weak here, "
-        "and pairs from it teach little (larger --eps, more --steps)",
-    )
+    left, kept = figures.base_robust.value or 0, figures.patch_robust.value or 0
+    found = []
+    if left > WEAK:
+        found.append(
+            f"the attack leaves the base {100 * left:.0f} %: it is weak here, "
+            "and pairs from it teach little (larger --eps, more --steps)"
+        )
+    if kept <= left:
+        found.append(
+            "the patch is right on no more attacked images than the base: nothing was gained "
+            "(more images, --epochs, another --learning-rate or other --split)"
+        )
+    return tuple(found)
 
 
 def count_parameters(modules: Mapping[str, keras.Model]) -> int:

@@ -22,6 +22,7 @@ from fixpatch.places import Place, list_places
 from fixpatch.quarantine import admitted
 from fixpatch.ranges import detect_range
 from fixpatch.vetting import NOT_LOADED, brief
+from fixpatch.wording import counted
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ def load(
         model = _load_file(copy, path, trust, imports)
     try:
         base = as_base(model, input_range=input_range, name=path.name)
-        assert base.layers  # every model has some; looked at here, where what is odd is the file's fault
+        len(base.layers)  # every model has some; looked at here, where what is odd is the file's fault
     except FixpatchError:
         raise
     except Exception as error:  # of every kind: layers take odd settings and say so when they are used
@@ -223,7 +224,7 @@ def _require_classifier(model: Any, name: str) -> None:
         )
     if len(model.inputs) != 1 or len(model.outputs) != 1:
         raise ModelError(
-            f"'{name}' has {len(model.inputs)} inputs and {len(model.outputs)} outputs; "
+            f"'{name}' has {counted(len(model.inputs), 'input')} and {counted(len(model.outputs), 'output')}; "
             "expected one image in, one label out.",
             "Cut out the classifier with keras.Model(inputs, outputs) and save that.",
         )

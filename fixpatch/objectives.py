@@ -98,8 +98,8 @@ def objective_named(loss: str, classes: int, *, aimed: bool = False, joint: bool
     if loss == "dlr" and classes < 3 + aimed:
         compared = "the first with the third and fourth once it is targeted" if aimed else "the first with the third"
         raise SettingError(
-            f"--loss is 'dlr', and the model has {classes} classes; that loss compares {compared}.",
-            "Use --targets 0." if aimed and classes > 2 else "Use --loss cross-entropy.",
+            f"The loss 'dlr' compares {compared}; the model has {classes} classes.",
+            "Use --targets 0." if aimed and classes > 2 else "Use --loss cross-entropy, and no attack named after dlr.",
         )
     found = (AIMED if aimed else OBJECTIVES)[loss]
     return JOINT.get(found, found) if joint else found

@@ -23,6 +23,9 @@ def import_classes(modules: Sequence[str]) -> dict[str, Any]:
         sys.path.append(here)
     found: dict[str, Any] = {}
     for name in modules:
+        if not all(part.isidentifier() for part in name.split(".")) or name.endswith(".py"):
+            hint = "Write my_layers for my_layers.py, and call from its folder."
+            raise SettingError(f"--import is '{name}', which names no Python module.", hint)
         try:
             module = importlib.import_module(name)
         except Exception as error:  # the module is the user's and may fail in any way

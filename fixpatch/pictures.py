@@ -11,7 +11,7 @@ from PIL import Image
 
 from fixpatch.errors import DataError
 
-FORMATS = ("BMP", "GIF", "JPEG", "PNG")
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "WEBP")
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 GREY = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R 601-2, the weights of Pillow's mode L
 

@@ -123,7 +123,8 @@ def _fault(fault: Any) -> tuple[str, str]:
     known = [field.name for field in fields(ProjectFile)]
     if fault["type"] == "unexpected_keyword_argument":
         place = ".".join(map(str, fault["loc"]))
-        return f"unknown key '{place}'", did_you_mean(str(fault["loc"][-1]), known)
+        guess = did_you_mean(str(fault["loc"][-1]).replace("-", "_"), known)
+        return f"unknown key '{place}'", f"({guess})" if guess else ""
     place = ".".join(str(part) for part in fault["loc"] if part in known)
     return f"'{place}':", fault["msg"][:1].lower() + fault["msg"][1:]
 

@@ -17,7 +17,10 @@ from fixpatch.pictures import FORMATS, as_levels
 from fixpatch.rows import PART, Images, in_parts, store
 
 PARTS = {"train", "training", "test", "testing", "val", "valid", "validation", "dev"}
-SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png")
+SUFFIXES = (".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".webp")
+# Pictures that are not read: the reader names each, where passing over would leave images out unsaid.
+UNREAD = (".avif", ".heic", ".heif", ".jp2", ".pgm", ".ppm", ".tga", ".tif", ".tiff")
+LISTED = 10  # classes that a message names
 NPZ_HINT = "Save it with numpy.savez(path, x=images, y=labels)."
 HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
@@ -65,16 +68,19 @@ def match_classes(
     if classes is None and len(found) != model_classes:
         more = len(found) > model_classes
         hint = "Remove those that it does not know." if more else "Pass --classes with the model's own order."
-        raise DataError(f"{place} has {len(found)} classes, the model {model_classes}.", hint)
+        raise DataError(f"{place} has {len(found)} classes ({_listed(found)}), the model {model_classes}.", hint)
     if len(set(found)) < len(found):
-        raise DataError(f"{place} names a class more than once: {', '.join(found[:10])}.")
+        raise DataError(f"{place} names a class more than once: {_listed(found)}.")
     known = tuple(found if classes is None else classes)
     for name in found:
         if name not in known:
-            listed = ", ".join(known[:10]) + (", ..." if len(known) > 10 else "")
-            hint = f"{did_you_mean(name, known)} Known: {listed}.".strip()
+            hint = f"{did_you_mean(name, known)} Known: {_listed(known)}.".strip()
             raise DataError(f"{place} has a class '{name}', which the model does not know.", hint)
     return known
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:LISTED]) + ", ..." * (len(names) > LISTED)
 
 
 def open_source(path: Path, model_classes: int, classes: Sequence[str] | None) -> Source:
@@ -91,22 +97,23 @@ def open_source(path: Path, model_classes: int, classes: Sequence[str] | None) -
     if not path.exists():
         raise DataError(f"'{path}' does not exist.", "Name a folder with one folder per class, or an npz file.")
     if path.suffix.lower() != ".npz":
-        raise DataError(f"'{path}' is neither a folder with one folder per class nor an npz file.")
+        hint = NPZ_HINT if path.suffix.lower() == ".npy" else ""
+        raise DataError(f"'{path}' is neither a folder with one folder per class nor an npz file.", hint)
     return read_npz(path, model_classes, classes)
 
 
 def is_picture(name: str) -> bool:
-    """Say whether a file of that name is read."""
-    return name.lower().endswith(SUFFIXES) and not name.startswith(".")
+    """Say whether a file of that name is meant as an image."""
+    return name.lower().endswith(SUFFIXES + UNREAD) and not name.startswith(".")
 
 
 def list_folder(folder: Path, model_classes: int, classes: Sequence[str] | None) -> Source:
-    """List the images below each class folder, sorted; hidden and other files are passed over.
+    """List the images below each class folder, sorted; other files are passed over, as is what begins with . or __.
 
     Raises:
         DataError: There are no class folders or no images in them, or they are not the model's classes.
     """
-    found = sorted(item.name for item in folder.iterdir() if item.is_dir() and not item.name.startswith("."))
+    found = sorted(item.name for item in folder.iterdir() if item.is_dir() and not item.name.startswith((".", "__")))
     if not found:
         inside = (
             "images but no class folders"
@@ -244,8 +251,11 @@ def check_labels(y: np.ndarray, n: int, count: int, place: str) -> np.ndarray:
     if numeric and np.isin(y, (0, 1)).all() and (y.sum(1) == 1).all():
         y = y.argmax(1)
     if y.ndim != 1 or y.dtype.kind not in "iu":
+        kind = "text" if y.dtype.kind in "US" else str(y.dtype)
+        hint = {"f": "Convert them with y.astype(int).", "U": "Number the classes: class_names takes their names."}
         raise DataError(
-            f"{place} is {y.dtype} of shape {y.shape}; expected whole numbers (N,) or one-hot (N, {count})."
+            f"{place} is {kind} of shape {y.shape}; expected whole numbers (N,) or one-hot (N, {count}).",
+            hint.get(y.dtype.kind, "") if y.ndim == 1 else "",
         )
     if len(y) != n:
         raise DataError(f"{place} has {len(y)} labels for {n} images.", NPZ_HINT)

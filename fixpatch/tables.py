@@ -95,9 +95,8 @@ def _cut(path: str) -> str:
 def show_training(facts: TrainingFacts, path: Path, quiet: bool = False) -> None:
     """Print what training reached."""
     console = out()
-    where = (
-        "hold-out images, which chose the epoch" if facts.measured_on == "holdout" else "the training images themselves"
-    )
+    held = facts.measured_on == "holdout"
+    where = "hold-out images, which chose the epoch" if held else "images that it was trained on"
     share = per_cent(facts.trainable / facts.parameters)
     console.print(
         f"{plain(str(path))}: {facts.trainable:,} of {facts.parameters:,} parameters ({share} %), "

@@ -21,6 +21,11 @@ KNOWLEDGE = {
 SPENT = {"square": ("query", "queries"), "noise": ("draw", "draws")}
 
 
+def counted(number: int, noun: str) -> str:
+    """Write a number with its noun: `1 attack`, `2 attacks`."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
 def printable(text: str) -> str:
     """Put a mark in place of what would steer a terminal, or turn the reading direction."""
     return "".join(letter if letter.isprintable() else "\ufffd" for letter in text)

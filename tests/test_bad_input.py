@@ -153,7 +153,7 @@ def test_no_split() -> None:
 
 MODELS = [
     ("vector.keras", r"takes input of shape \(4,\); expected images", "image classifiers"),
-    ("heads.keras", "has 1 inputs and 2 outputs; expected one image in, one label out", "keras.Model"),
+    ("heads.keras", "has 1 input and 2 outputs; expected one image in, one label out", "keras.Model"),
     ("only.weights.h5", "weights", r"model\.save\('model\.keras'\)"),
     ("text.keras", "is not a Keras model; expected a .keras or .h5 model", ""),
     ("nothing.keras", "is empty; expected", "again"),

@@ -212,7 +212,7 @@ def test_dlr_drives_the_attack_without_another_estimator(base: Base, unseen: Ima
 def test_settings_that_cannot_work_are_refused(base: Base) -> None:
     vector = keras.Input((4,))
     two = keras.Model(vector, keras.layers.Dense(2)(vector))
-    with pytest.raises(SettingError, match=r"--loss is 'dlr', and the model has 2 classes.*Use --loss cross-entropy"):
+    with pytest.raises(SettingError, match=r"The loss 'dlr' .*the model has 2 classes.*Use --loss cross-entropy"):
         KerasClassifier(two, loss="dlr")
     with pytest.raises(SettingError, match=r"--loss is 'crossentropy'.*Did you mean 'cross-entropy'"):
         KerasClassifier(base.logits, loss="crossentropy")

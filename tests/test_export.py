@@ -92,7 +92,9 @@ def test_images_for_anyone_are_images_for_eval(crafted: Result, place: Path) -> 
         right = 1 - file["broken"].mean()
     assert right < 0.15
     line = "eval --patch patch.h5 --data wrong.npz --attack fgsm --eps 0.001 --attacker base --no-cache --json -q"
-    scores = json.loads(call(line).stdout)["result"]["scores"]
+    result = json.loads(call(line).stdout)["result"]
+    scores = result["scores"]
+    assert "adversarial already" in " ".join(result["warnings"])
     assert (scores[0]["model"], scores[0]["accuracy"]["value"]) == ("base", pytest.approx(right))
     result = call("train --split res_block_1 --data wrong.npz --input-range=-0.5,1 -o n.h5")
     assert (result.exit_code, "chance" in result.stderr) == (2, True), "no images to learn from"

@@ -201,8 +201,8 @@ def volume_input() -> keras.Model:
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (two_inputs, "2 inputs and 1 outputs"),
-        (two_outputs, "1 inputs and 2 outputs"),
+        (two_inputs, "2 inputs and 1 output;"),
+        (two_outputs, "1 input and 2 outputs"),
         (flat_input, r"input of shape \(10,\)"),
         (volume_input, r"input of shape \(4, 4, 4, 1\)"),
         (lambda: keras.Sequential([layers.Dense(3)]), "without a graph"),

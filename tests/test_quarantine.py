@@ -135,6 +135,8 @@ class TestOwnClasses:
         assert "--trust" in caught.value.hint
         with pytest.raises(SettingError, match="'no_such_module' cannot be imported"):
             fixpatch.load(own, imports=["no_such_module"])
+        with pytest.raises(SettingError, match=r"names no Python module.*my_layers for"):
+            fixpatch.load(own, imports=["../my_layers.py"])
         with pytest.raises(ModelError, match="none of the modules imported"):
             fixpatch.load(own, imports=["json"])
 

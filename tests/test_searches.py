@@ -299,7 +299,7 @@ def test_targeted_ratio_is_that_of_the_paper_and_needs_four_classes() -> None:
     three = KerasClassifier(keras.Model(vector, keras.layers.Dense(3)(vector)))
     x, keys = np.full((1, 4), 0.5, np.float32), np.zeros((1, 4), np.uint8)
     y = three.predict(x).argmax(1)
-    with pytest.raises(SettingError, match=r"'dlr', and the model has 3 classes.*third and fourth.*--targets 0"):
+    with pytest.raises(SettingError, match=r"'dlr' compares .*third and fourth.*the model has 3 classes.*--targets 0"):
         attack_images(attack_named("autopgd-dlr", targets=1), three, x, y, keys)
     found = attack_images(attack_named("autopgd", targets=9, eps=0.01, steps=2), three, x, y, keys)
     assert np.abs(found - x).max() <= 0.0101, "nine targets of three classes: both others"

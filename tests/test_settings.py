@@ -111,9 +111,10 @@ def test_setting_of_eval_comes_from_flag_variable_and_file(place: Path, name: st
 
 
 FAULTS = [
-    ("epss = 0.1", r"unknown key 'epss' Did you mean 'eps'\?"),
-    ("[train]\nepoch = 3", r"unknown key 'train\.epoch' Did you mean 'epochs'\?"),
-    ("[trian]\nepochs = 3", r"unknown key 'trian' Did you mean 'train'\?"),
+    ("epss = 0.1", r"unknown key 'epss' \(Did you mean 'eps'\?\)\."),
+    ("[train]\nepoch = 3", r"unknown key 'train\.epoch' \(Did you mean 'epochs'\?\)"),
+    ("[trian]\nepochs = 3", r"unknown key 'trian' \(Did you mean 'train'\?\)"),
+    ("input-range = '0,1'", r"unknown key 'input-range' \(Did you mean 'input_range'\?\)"),
     ("zzzz = 1", r"unknown key 'zzzz'\.$"),
     ("steps = 'many'", r"'steps': input should be a valid integer"),
     ("steps = 2.5", r"'steps': input should be a valid integer"),

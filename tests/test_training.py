@@ -15,7 +15,10 @@ from fixpatch import patchfile
 from fixpatch.config import build_recipe
 from fixpatch.data import ImageSet
 from fixpatch.errors import DataError, ModelError, SettingError
+from fixpatch.figures import warn_about
+from fixpatch.manifest import Figures
 from fixpatch.models import Base, as_base
+from fixpatch.results import Rate
 from fixpatch.training import measure_base, train_recipe
 
 
@@ -107,6 +110,26 @@ def test_another_range_takes_more_than_one_image() -> None:
     assert found.input_range == (0.0, 1.0)
     assert "40 of 41 images right" in lines[0]
     assert "0,255 and -1,1 cannot be ruled out" in lines[0]
+
+
+def test_few_images_on_which_the_base_may_be_guessing(base: Base, unseen: ImageSet) -> None:
+    """Neither refused, for ten images prove nothing, nor passed in silence."""
+    few, lines = unseen.take(range(0, 40, 4)), []
+    answers = base.logits.predict(few.to_range((0, 1)), verbose=0).argmax(1)
+    wrong = replace(few, y=np.where(np.arange(10) < 2, answers, (answers + 1) % 10))
+    given = fixpatch.as_base(base.model, input_range=(0, 1))
+    measure_base(given, wrong, lines.append)
+    assert lines[0].startswith("warning: ")
+    assert "2 of 10 images right, which chance may give too (10.0 %)" in lines[0]
+    measure_base(given, unseen, lines.append)
+    assert len(lines) == 1
+
+
+def test_figures_say_where_nothing_was_gained(base: Base) -> None:
+    rate, better = Rate(0.1, 0.05, 0.2, 100), Rate(0.4, 0.3, 0.5, 100)
+    figures = Figures("holdout", rate, rate, rate, rate, 1)
+    assert "nothing was gained" in warn_about(figures)[0]
+    assert warn_about(replace(figures, patch_robust=better)) == ()
 
 
 def test_base_no_better_than_chance_is_refused_with_the_likely_causes(base: Base, digits: tuple) -> None:
