@@ -84,9 +84,9 @@ def _padded(call: Any) -> int:
     window = getattr(operation, "kernel_size", ())
     if not window or operation.padding == "valid":
         return 0
-    shape = call.inputs[0].shape
+    shape = call.inputs[0].shape[-len(window) - 1 :]  # of recurrent convolutions without their steps
     first = operation.data_format == "channels_first"
-    space, channels = (shape[2:], shape[1]) if first else (shape[1:-1], shape[-1])
+    space, channels = (shape[1:], shape[0]) if first else (shape[:-1], shape[-1])
     lengths = zip(space, window, operation.dilation_rate, strict=True)
     return int(prod((length or 1) + rate * (wide - 1) for length, wide, rate in lengths) * (channels or 1))
 
@@ -94,8 +94,12 @@ def _padded(call: Any) -> int:
 def _remembered(call: Any) -> int:
     """Return how many numbers a recurrent layer goes through: its state at each step, of which it may give the last."""
     inner = getattr(call.operation, "forward_layer", call.operation)
-    size = getattr(getattr(inner, "cell", None), "state_size", 0)
+    cell = getattr(inner, "cell", None)
+    size = getattr(cell, "state_size", 0)
     if not size or not call.inputs:
         return 0
+    steps = call.inputs[0].shape[1] or 1
+    if hasattr(cell, "kernel_size"):  # which has no size to tell: two states, each as large as what a step puts out
+        return 2 * _size(call.outputs[0]) * (1 if inner.return_sequences else steps)
     states = size if isinstance(size, (tuple, list)) else (size,)
-    return (call.inputs[0].shape[1] or 1) * sum(prod(s) if isinstance(s, (tuple, list)) else int(s) for s in states)
+    return int(steps * sum(prod(s) if isinstance(s, (tuple, list)) else int(s) for s in states))

@@ -107,7 +107,9 @@ def compiled() -> keras.Model:
 def recurrent() -> keras.Model:
     """Rows read by recurrent layers, in wrappers."""
     image = keras.Input(SHAPE)
-    rows = layers.TimeDistributed(layers.Flatten())(image)
+    x = layers.ConvLSTM1D(4, 3, padding="same", dilation_rate=2, return_sequences=True)(image)
+    x = layers.ConvLSTM2D(2, 3, padding="same")(layers.Reshape((1, 16, 16, 4))(x))
+    rows = layers.TimeDistributed(layers.Flatten())(x)
     x = layers.Bidirectional(layers.LSTM(4, return_sequences=True))(rows)
     return _classifier(layers.RNN(layers.StackedRNNCells([layers.GRUCell(3)]), return_sequences=True)(x), image)
 

@@ -407,6 +407,13 @@ def _(folder: Path, traps: Traps) -> Path:
     return _headed(folder, (1_000, 1_000, 1), lambda x: cell(keras.layers.Reshape((1_000_000, 1))(x)))
 
 
+@BOMBS.kind("a state as large as an image", harm="memory")
+def _(folder: Path, traps: Traps) -> Path:
+    """Go through 4,096 steps with two states of 256 numbers for each of 256 positions, and put out the last."""
+    cell = keras.layers.ConvLSTM2D(256, 3, padding="same")
+    return _headed(folder, (1_024, 1_024, 1), lambda x: cell(keras.layers.Reshape((4_096, 16, 16, 1))(x)))
+
+
 @BOMBS.kind("padding wider than the image", harm="memory")
 def _(folder: Path, traps: Traps) -> Path:
     """Pad an image of 8 pixels with 12,000 on every side."""
