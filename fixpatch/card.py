@@ -94,7 +94,7 @@ def _evaluation_in(text: str) -> Evaluation:
 
 def escaped(text: str) -> str:
     """Write a name so that Markdown shows it as it is, within a line, a list or a table, and makes no link of it."""
-    return re.sub(r"([\\`*_\[\]<>|~$&]|:(?=//)|(?<=www)\.)", r"\\\1", printable(text))
+    return re.sub(r"([\\`*_\[\]<>|~$&@]|:(?=//)|(?<=www)\.)", r"\\\1", printable(text))
 
 
 def _table(head: Sequence[str], rows: Table) -> Iterator[str]:
@@ -268,4 +268,5 @@ def _limit(facts: Mapping[str, Any], evaluation: Evaluation | None) -> Iterator[
 
 
 def _versions(versions: Mapping[str, str]) -> str:
-    return ", ".join(f"{escaped(name)} {escaped(version)}" for name, version in sorted(versions.items())) + "."
+    listed = ", ".join(f"{escaped(name)} {escaped(version)}" for name, version in sorted(versions.items()))
+    return f"Packages: {listed}."  # a name at the start of a line could make it a heading

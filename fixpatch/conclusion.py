@@ -18,7 +18,9 @@ from fixpatch.probes import Probes
 from fixpatch.results import Rate
 from fixpatch.scores import Comparison, Evaluation, Score
 from fixpatch.scoring import CLEAN, budget_of, by_class, compare, score, stand
+from fixpatch.threats import USUAL_EPS, AttackConfig
 from fixpatch.training import versions
+from fixpatch.wording import eps_of
 
 GAP = 0.1
 Array = np.ndarray
@@ -149,9 +151,25 @@ def _warnings(arena: Arena, scores: Sequence[Score], attackers: Sequence[str], s
         found.append("these images are adversarial already (fixpatch craft made them): 'clean' is how they lie there")
     if arena.defence is not None and "patched" not in attackers:
         found.append(UNATTACKED.format(kind))
+    found += _small_radius(arena.patch, scores)
     if source == "holdout":
         found.append("these images chose the patch's epoch: the figures are optimistic; pass --data with unseen images")
     return (*found, *_gaps(scores, kind))
+
+
+def _small_radius(patch: Patch | None, scores: Sequence[Score]) -> Iterator[str]:
+    """Say where the patch, which may be a stranger's, set the radius of its own examination, and set it low."""
+    trained = patch.manifest.attack if patch else None
+    usual = {"inf": AttackConfig.eps, **USUAL_EPS}
+    if (
+        trained
+        and trained.eps < usual[trained.norm]
+        and (trained.norm, trained.eps) in {(s.norm, s.eps) for s in scores}
+    ):
+        yield (
+            f"eps {eps_of(trained.eps, trained.norm)} is the patch's own, and less than the usual "
+            f"{eps_of(usual[trained.norm], trained.norm)}: nothing is known of larger changes (--eps)"
+        )
 
 
 def _gaps(scores: Sequence[Score], kind: str) -> Iterator[str]:

@@ -17,6 +17,8 @@ AUGMENTS = ("none", "shift", "cifar", "hist")
 TARGETS = ("natural", "same-input")
 SIMILARITIES = ("gaussian", "dot-product")
 TRAINERS = ("base", "patched")  # of `threats.ATTACKERS`, whom the pairs of a training can be made on
+HIGHEST_SEED = 2**31 - 1
+WIDEST_RANGE = 1e6  # either end of an input range: float32 scales images to it without loss
 # What `--attacker patched` does unless it is told otherwise: as many steps as 20 epochs of 3 views, each view once.
 MOVING: dict[str, Any] = {"views": 1, "epochs": 60, "patience": 15}
 # What a model can be written as, with the suffixes of each; none means a folder.
@@ -183,7 +185,7 @@ class TrainingConfig:
         require_range(self.learning_rate, 1e-12, math.inf, "--learning-rate")
         require_range(self.distill_weight, 0, math.inf, "--distill-weight")
         require_range(self.patience, 1, math.inf, "--patience")
-        require_range(self.seed, 0, 2**31 - 1, "--seed")
+        require_range(self.seed, 0, HIGHEST_SEED, "--seed")
 
 
 @dataclass(frozen=True)

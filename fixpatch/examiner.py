@@ -87,6 +87,7 @@ def renew(job: Job) -> Job:
 def build(job: Job) -> Job:
     """Build the model that `look` found fit, load its weights, and check that the file holds just these."""
     import keras
+    import numpy as np
 
     from fixpatch.footprint import counts_of, require_modest
     from fixpatch.graph import is_graph
@@ -100,6 +101,8 @@ def build(job: Job) -> Job:
         raise ModelError(f"Keras cannot load '{job['name']}': {brief(error)}", NOT_LOADED) from error
     if job["old"]:
         require_as_before(model, Path(job["path"]))
+    finite = all(bool(np.isfinite(np.asarray(weight)).all()) for weight in model.weights)
+    require_safe(finite, "it holds values that are not finite in the type of its layers")
     stored, counts = job["numbers"], counts_of(model)
     require_safe(stored in counts, f"it stores {stored:,} weights for the {min(counts):,} of its layers")
     if is_graph(model):

@@ -138,6 +138,8 @@ def compare(model: keras.Model, path: Path, kind: str, images: Array, trust: boo
         found = _as_scores(FORMATTERS[kind].open(path, trust)(x))
     if found.shape != expected.shape:
         raise ModelError(f"As {kind} the model gives outputs of shape {found.shape}; expected {expected.shape}.")
+    if not np.isfinite(expected).any():
+        raise ModelError(f"The model answers {len(x)} images with no finite number: nothing can be compared.")
     alike = (found == expected) | (np.isnan(found) & np.isnan(expected))
     difference = float(np.abs(found - expected, where=~alike, out=np.zeros_like(found)).max())
     allowed = _tolerance(model) * float(np.abs(expected[np.isfinite(expected)]).max(initial=0))

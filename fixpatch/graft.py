@@ -12,7 +12,7 @@ import keras
 
 from fixpatch.config import FixerConfig
 from fixpatch.fixers import FIXERS, final_relu
-from fixpatch.graph import as_functional, is_graph
+from fixpatch.graph import as_functional, calls, is_graph
 from fixpatch.manifest import SplitFacts, expected_shapes
 from fixpatch.models import Base
 from fixpatch.places import Place, why_not
@@ -70,7 +70,7 @@ def build_modules(
     model: keras.Model, places: tuple[Place, ...], config: FixerConfig, seed: int = 0
 ) -> dict[str, keras.Model]:
     """Build one fresh module per place, named after its path (`fixer_res_block_1`) and unlike any layer of `model`."""
-    taken = {layer.name for layer in model._flatten_layers()}
+    taken = {layer.name for layer in model._flatten_layers()} | {call.operation.name for call in calls(model)}
     modules = {}
     for index, place in enumerate(places):
         name = f"{config.module}_{place.path.replace('/', '_')}"

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from fixpatch.config import MODULES, DataConfig, FixerConfig, TrainingConfig
+from fixpatch.config import MODULES, WIDEST_RANGE, DataConfig, FixerConfig, TrainingConfig
 from fixpatch.results import Rate
 from fixpatch.threats import AttackConfig
 
@@ -166,7 +166,7 @@ class Manifest:
         named = len(self.class_names)
         require(named in (0, self.base.classes), f"class_names has {named} names for {self.base.classes} classes")
         low, high = self.input_range
-        require(low < high, f"input_range is {low} to {high}; expected low below high")
+        require(-WIDEST_RANGE <= low < high <= WIDEST_RANGE, f"input_range is {low} to {high}; expected low below high")
         require(len(self.versions) <= MOST_VERSIONS, f"versions has {len(self.versions):,} packages")
         require(self.images >= 0, f"images is {self.images}; expected at least 0")
 

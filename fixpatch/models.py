@@ -12,6 +12,7 @@ from typing import Any
 
 import keras
 
+from fixpatch.config import WIDEST_RANGE
 from fixpatch.errors import FixpatchError, ModelError, SettingError
 from fixpatch.files import require_free, require_room, written_whole
 from fixpatch.fingerprint import fingerprint_of, identity_of
@@ -152,8 +153,9 @@ def as_base(model: keras.Model, *, input_range: tuple[float, float] | None = Non
     """
     name = name or model.name
     _require_classifier(model, name)
-    if input_range is not None and not input_range[0] < input_range[1]:
-        raise SettingError(f"--input-range is {input_range[0]:g},{input_range[1]:g}; the first has to be the lower.")
+    if input_range is not None and not -WIDEST_RANGE <= input_range[0] < input_range[1] <= WIDEST_RANGE:
+        given, far = f"{input_range[0]:g},{input_range[1]:g}", f"{WIDEST_RANGE:g}"
+        raise SettingError(f"--input-range is {given}; the first has to be the lower, and none beyond +-{far}.")
     logits, head = logits_view(model)
     detected = detect_range(calls(model)) if input_range is None else None
     source = "given" if input_range else "graph" if detected else "assumed"

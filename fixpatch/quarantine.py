@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fixpatch.errors import ModelError, UnsafeError
+from fixpatch.errors import ModelError, UnsafeError, require_safe
 from fixpatch.files import is_full, require_room
 from fixpatch.inquiry import EXAMINER, Job, Question, ask, ask_once, printable
 from fixpatch.ownclasses import import_classes
@@ -65,7 +65,7 @@ class Guest:
                 ask_once(self.job)
             else:
                 EXAMINER.answer(self.building)
-        _passed[self.digest] = {name: self.job[name] for name in ("form", "old")}
+        _passed[self.digest] = {name: self.job[name] for name in ("form", "old", "numbers", "foreign")}
 
     def leave(self) -> None:
         """Remove the copy."""
@@ -158,11 +158,19 @@ def _examined(copy: Path, name: str, trust: bool, imports: tuple[str, ...]) -> G
         job |= {key: kind(told[key]) for key, kind in TOLD.items() if key in told}
         if job["old"]:
             ask(job | {"job": "renew"})
+            _require_renewed(ask(job), job)  # the file's own structures decide what comes of writing into it
     job |= {"job": "build", "path": str(copy.with_suffix(SUFFIXES[job["form"]]))}
     guest = Guest(copy.rename(job["path"]), job, digest)
     if not known and not trust and not imports:
         guest.building = EXAMINER.hand(job)
     return guest
+
+
+def _require_renewed(told: Job, job: Job) -> None:
+    """Check what a second look tells of a renewed file: as much as before, in the words of Keras 3."""
+    foreign = {tuple(each) for each in told["foreign"]} - {tuple(each) for each in job.get("foreign", ())}
+    same = told["form"] == job["form"] and told["numbers"] == job["numbers"] and not told["old"] and not foreign
+    require_safe(same, "it changes when it is put into the words of Keras 3")
 
 
 def locate_blocks(data: bytes, header: int) -> dict[str, dict[str, Any]]:

@@ -43,14 +43,24 @@ def walk(file: h5py.File, most: int = MOST_OBJECTS) -> Iterator[tuple[str, Any]]
     while todo:
         path, group = todo.pop()
         require_safe(path.count("/") <= DEEPEST, f"its HDF5 groups are nested deeper than {DEEPEST}")
-        for name in group:
+        for name in _names(group, path):
             here = f"{path}/{name}"
             member = _member(group, name, here[:200])
-            seen.add(h5py.h5o.get_info(member.id).addr)
+            address = h5py.h5o.get_info(member.id).addr  # what says how often it is linked is in the file, and may lie
+            require_safe(address not in seen, f"'{here[:200]}' is linked more than once")
+            seen.add(address)
             require_safe(len(seen) <= most, f"it holds more than {most:,} HDF5 objects")
             yield here, member
             if isinstance(member, h5py.Group):
                 todo.append((here, member))
+
+
+def _names(group: h5py.Group, path: str) -> list[str]:
+    """Return the names of all links: those that a look-up by name finds, which may be more than the group counts."""
+    found: list[bytes] = []
+    group.id.links.iterate(found.append, order=h5py.h5.ITER_NATIVE)
+    require_safe(len(found) == len(group), f"'{path[:200]}/' counts {len(group):,} members and holds {len(found):,}")
+    return sorted(name.decode("utf-8", "surrogateescape") for name in found)
 
 
 def _member(group: h5py.Group, name: str, path: str) -> Any:
@@ -102,9 +112,12 @@ def require_attributes(member: h5py.Group | h5py.Dataset, path: str) -> None:
     Raises:
         UnsafeError: One is something else.
     """
-    require_safe(h5py.h5a.get_num_attrs(member.id) <= DEEPEST, f"'{path}' has too many attributes")
-    for number in range(h5py.h5a.get_num_attrs(member.id)):
-        attribute = h5py.h5a.open(member.id, index=number)
+    count, names = h5py.h5a.get_num_attrs(member.id), list[bytes]()
+    require_safe(count <= DEEPEST, f"'{path}' has too many attributes")
+    h5py.h5a.iterate(member.id, names.append, order=h5py.h5.ITER_NATIVE)
+    require_safe(len(names) == count, f"'{path}' counts {count:,} attributes and holds {len(names):,}")
+    for name in names:
+        attribute = h5py.h5a.open(member.id, name)
         kind = attribute.get_type()
         text = isinstance(kind, h5py.h5t.TypeStringID)
         known = text or isinstance(kind, (h5py.h5t.TypeIntegerID, h5py.h5t.TypeFloatID))

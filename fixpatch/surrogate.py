@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fixpatch.arena import Arena, Target
 from fixpatch.cache import Cache
-from fixpatch.config import Recipe
+from fixpatch.config import HIGHEST_SEED, Recipe
 from fixpatch.data import ImageSet
 from fixpatch.ensemble import joint_model
 from fixpatch.errors import SettingError
@@ -52,11 +52,12 @@ def train_surrogate(
 
 
 def surrogate_recipe(patch: Patch) -> Recipe:
-    """Return the settings of `patch` with the next seed."""
+    """Return the settings of `patch` with the next seed; no groups: a stranger's regular expression may never end."""
     made = patch.manifest
-    training = replace(made.training, seed=made.training.seed + 1)
+    training = replace(made.training, seed=(made.training.seed + 1) % HIGHEST_SEED)
+    data = replace(made.data, group_by=None)
     splits = tuple(split.path for split in made.splits)
-    return Recipe(splits, made.fixer, made.attack, made.data, training, made.more_attacks)
+    return Recipe(splits, made.fixer, made.attack, data, training, made.more_attacks)
 
 
 def surrogate_targets(arena: Arena, surrogate: Patch) -> dict[str, Target]:

@@ -13,6 +13,8 @@ import h5py
 import keras
 import numpy as np
 import pytest
+from hostile.forged import FORGED
+from hostile.traps import Traps
 from keras import layers
 
 import fixpatch
@@ -39,6 +41,13 @@ def test_a_file_of_keras_1_says_the_same_in_keras_3(name: str) -> None:
 
     assert np.ptp(expected, axis=0).min() > 1e-3
     np.testing.assert_allclose(model.predict(images, verbose=0), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_renewed_file_is_looked_at_again(tmp_path: Path) -> None:
+    """What is written into a stranger's structures may land elsewhere: his second configuration was never vetted."""
+    path = FORGED["configuration of Keras 1 that changes when it is renewed"].build(tmp_path, Traps(tmp_path, 0))
+    with pytest.raises(ModelError, match="holds a Unheard"):
+        fixpatch.load(path)
 
 
 # Files made by hand from a model of Keras 3

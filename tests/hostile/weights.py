@@ -322,6 +322,12 @@ def _(file: h5py.File, place: str, traps: Traps) -> None:
     _renew(file, place, (4, 3), "<f4")
 
 
+@in_both("numbers that are infinite once they are loaded", harm="fooled")
+def _(file: h5py.File, place: str, traps: Traps) -> None:
+    """Store more than the type of the layer holds."""
+    _renew(file, place, data=np.full((4, 3), 1e300))
+
+
 @in_both("not a number among the weights", harm="fooled")
 def _(file: h5py.File, place: str, traps: Traps) -> None:
     """Turn every answer into NaN."""
