@@ -166,7 +166,8 @@ class Manifest:
         named = len(self.class_names)
         require(named in (0, self.base.classes), f"class_names has {named} names for {self.base.classes} classes")
         low, high = self.input_range
-        require(-WIDEST_RANGE <= low < high <= WIDEST_RANGE, f"input_range is {low} to {high}; expected low below high")
+        rises = -WIDEST_RANGE <= low < high <= WIDEST_RANGE
+        require(rises, f"input_range is {low} to {high}; expected low below high, within +-{WIDEST_RANGE:g}")
         require(len(self.versions) <= MOST_VERSIONS, f"versions has {len(self.versions):,} packages")
         require(self.images >= 0, f"images is {self.images}; expected at least 0")
 

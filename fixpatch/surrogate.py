@@ -54,7 +54,7 @@ def train_surrogate(
 def surrogate_recipe(patch: Patch) -> Recipe:
     """Return the settings of `patch` with the next seed; no groups: a stranger's regular expression may never end."""
     made = patch.manifest
-    training = replace(made.training, seed=(made.training.seed + 1) % HIGHEST_SEED)
+    training = replace(made.training, seed=(made.training.seed + 1) % (HIGHEST_SEED + 1))
     data = replace(made.data, group_by=None)
     splits = tuple(split.path for split in made.splits)
     return Recipe(splits, made.fixer, made.attack, data, training, made.more_attacks)

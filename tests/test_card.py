@@ -118,8 +118,14 @@ def test_names_are_shown_as_they_are(facts: dict[str, Any]) -> None:
 
 
 def test_markdown_of_names_reads_back_as_the_names() -> None:
-    unescaped = [re.sub(r"\\([\\`*_\[\]<>|~$&:.])", r"\1", card.escaped(name)) for name in (*NASTY[:8], *CLASSES)]
+    unescaped = [re.sub(r"\\([\\`*_\[\]<>|~$&@:.])", r"\1", card.escaped(name)) for name in (*NASTY[:8], *CLASSES)]
     assert unescaped == [*NASTY[:8], *CLASSES]
+
+
+def test_no_line_begins_with_a_strangers_text(facts: dict[str, Any]) -> None:
+    """The packages of a patch could head a section of their own."""
+    text = card.write_card({**facts, "versions": {"# Audited": "by me@example.org"}}, "patch.h5")
+    assert "\nPackages: # Audited by me\\@example.org.\n" in text
 
 
 def test_without_hashes_or_names(facts: dict[str, Any]) -> None:

@@ -232,6 +232,17 @@ def test_the_base_alone(base: Base, unseen: ImageSet) -> None:
     assert (result.patch, result.comparisons) == (None, ())
 
 
+def test_a_small_radius_of_the_patchs_own_is_told(base: Base, patch: Patch, unseen: ImageSet) -> None:
+    """A stranger's patch would be examined within a radius in which everything is robust."""
+    tiny = attack_named("fgsm", eps="1/255")
+    kept = replace(patch, content=replace(patch.content, manifest=replace(patch.manifest, attack=tiny)))
+    few = unseen.take(range(8))
+    (warning,) = [w for w in fixpatch.evaluate(base, kept, few, attacks=["fgsm"]).warnings if "own" in w]
+    assert "eps 1/255 is the patch's own, and less than the usual 8/255" in warning
+    larger = fixpatch.evaluate(base, kept, few, attacks=[attack_named("fgsm", eps="8/255")])
+    assert not any("own" in w for w in larger.warnings)
+
+
 def test_delta_0_patch_is_the_base(base: Base, patch: Patch, unseen: ImageSet) -> None:
     x = unseen.to_range((0, 1))
     assert np.array_equal(patch.apply(base, delta=0).predict(x, verbose=0), base.model.predict(x, verbose=0))

@@ -313,6 +313,18 @@ def test_a_fixer_takes_a_name_that_is_free() -> None:
     assert np.array_equal(outputs(graft(model, modules)), outputs(model))
 
 
+def test_a_fixer_takes_no_name_of_an_operation() -> None:
+    """Keras counts these too, and refuses the patched model."""
+    hidden = conv("a")(image_ := image())
+    named = keras.ops.relu(hidden)
+    named._keras_history.operation.name = "fixer_a"
+    model = keras.Model(image_, classify(named))
+    modules = modules_for(as_base(model), ("a",))
+
+    assert [module.name for module in modules.values()] == ["fixer_a_next"]
+    assert np.array_equal(outputs(graft(model, modules)), outputs(model))
+
+
 def test_fixers_at_layers_of_one_name_have_names_of_their_own() -> None:
     modules = modules_for(as_base(nested_in_two()), ("first/block/c", "second/block/c"))
 

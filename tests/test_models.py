@@ -219,7 +219,7 @@ def test_what_takes_no_image_is_refused(build: Callable, message: str, tmp_path:
 
 
 def test_an_input_range_has_to_rise() -> None:
-    for pair in ((1.0, 0.0), (0.5, 0.5), (float("nan"), 1.0)):
+    for pair in ((1.0, 0.0), (0.5, 0.5), (float("nan"), 1.0), (-1e38, 1e38)):
         with pytest.raises(SettingError, match="--input-range"):
             as_base(sequential(), input_range=pair)
 

@@ -11,7 +11,7 @@ from conftest import Interrupt
 
 import fixpatch
 from fixpatch.conclusion import doubt_surrogate
-from fixpatch.config import ModelFile
+from fixpatch.config import HIGHEST_SEED, ModelFile
 from fixpatch.data import ImageSet, load_images
 from fixpatch.errors import DataError, SettingError
 from fixpatch.evaluation import choose_plan, describe_run, open_arena
@@ -23,6 +23,7 @@ from fixpatch.patchfile import digest_of
 from fixpatch.results import Listener
 from fixpatch.runs import RunNote, write_note
 from fixpatch.states import claim_state
+from fixpatch.surrogate import surrogate_recipe
 
 
 @pytest.fixture
@@ -66,6 +67,16 @@ def test_it_trains_on_what_the_patch_was_trained_on_and_not_on_its_hold_out(
     }
     write_note(tmp_path / "patch.h5", note_of(patch, whole, small_folder, data_digest="0" * 64))
     assert find_rival(base, tmp_path / "patch.h5", patch, None, None, 0, Listener()) is None, "other images by now"
+
+
+def test_its_recipe_has_the_next_seed_and_no_regular_expression_of_a_stranger(patch: Patch) -> None:
+    made = patch.manifest
+    last = replace(
+        made, data=replace(made.data, group_by="(.|.)*~"), training=replace(made.training, seed=HIGHEST_SEED)
+    )
+    recipe = surrogate_recipe(replace(patch, content=replace(patch.content, manifest=last)))
+    assert (recipe.data.group_by, recipe.training.seed) == (None, 0)
+    assert surrogate_recipe(patch).training.seed == made.training.seed + 1
 
 
 def test_a_note_of_another_patch_is_not_used(tmp_path: Path, base: Base, patch: Patch, small_folder: Path) -> None:
