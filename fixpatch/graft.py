@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from math import prod
 from typing import Any
@@ -67,10 +67,22 @@ def _rebuild(
 
 
 def build_modules(
-    model: keras.Model, places: tuple[Place, ...], config: FixerConfig, seed: int = 0
+    model: keras.Model,
+    places: tuple[Place, ...],
+    config: FixerConfig,
+    seed: int = 0,
+    beside: Iterable[keras.Model] = (),
 ) -> dict[str, keras.Model]:
-    """Build one fresh module per place, named after its path (`fixer_res_block_1`) and unlike any layer of `model`."""
-    taken = {layer.name for layer in model._flatten_layers()} | {call.operation.name for call in calls(model)}
+    """Build one fresh module per place, named after its path (`fixer_res_block_1`) and unlike any layer of `model`.
+
+    Args:
+        beside: Modules that are grafted in too, whose names are taken.
+    """
+    taken = (
+        {module.name for module in beside}
+        | {layer.name for layer in model._flatten_layers()}
+        | {call.operation.name for call in calls(model)}
+    )
     modules = {}
     for index, place in enumerate(places):
         name = f"{config.module}_{place.path.replace('/', '_')}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -74,7 +74,7 @@ def apply_patches(
     modules: dict[str, keras.Model] = {}
     for number, patch in enumerate(patches, start=1):
         require_base(patch.manifest, base, f"Patch {number} of {len(patches)}" if len(patches) > 1 else "The patch")
-        modules |= fill_modules(base, patch.content, delta)
+        modules |= fill_modules(base, patch.content, delta, modules.values())
     if only is not None:
         modules = {path: module for path, module in modules.items() if path in only}
     if delta == 0 or not modules:
@@ -118,11 +118,14 @@ def read_weights(modules: Mapping[str, keras.Model]) -> dict[str, dict[str, np.n
     }
 
 
-def fill_modules(base: Base, content: PatchContent, delta: float | None = None) -> dict[str, keras.Model]:
+def fill_modules(
+    base: Base, content: PatchContent, delta: float | None = None, beside: Iterable[keras.Model] = ()
+) -> dict[str, keras.Model]:
     """Build the modules of one patch, by the path that each follows, and give them their weights.
 
     Args:
         delta: As for `apply_patches`.
+        beside: As for `build_modules`.
     """
     config = content.manifest.fixer
     if delta is not None:
@@ -134,7 +137,7 @@ def fill_modules(base: Base, content: PatchContent, delta: float | None = None) 
         # The file says for each split whether a ReLU follows; a newer rule for `auto` must not change an old patch.
         place = replace(place, non_negative=split.final_relu)  # noqa: PLW2901
         _require_same(split_facts(place, config), split, base.name)
-        modules |= build_modules(base.model, (place,), config)
+        modules |= build_modules(base.model, (place,), config, beside=(*beside, *modules.values()))
         for layer in modules[place.path].layers:
             for variable in layer.variables:
                 variable.assign(content.weights[place.path][f"{layer.name}/{variable.name}"])

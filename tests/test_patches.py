@@ -231,6 +231,24 @@ def test_three_patches_stack_in_any_order() -> None:
         assert not np.array_equal(outputs(apply_patches(base, pair)), together)
 
 
+@pytest.mark.parametrize("apart", [False, True])
+def test_paths_that_read_alike_have_modules_of_their_own(tmp_path: Path, apart: bool) -> None:
+    """`a/b_c` and `a_b/c` both make `fixer_a_b_c`, which HDF5 held once."""
+    nested = []
+    for name, inner in (("a", "b_c"), ("a_b", "c")):
+        inside = keras.Input((8, 8, 3))
+        nested.append(keras.Model(inside, layers.Conv2D(3, 1, name=inner)(inside), name=name))
+    x = keras.Input((8, 8, 3))
+    scores = layers.Dense(3)(layers.GlobalAveragePooling2D()(nested[1](nested[0](x))))
+    base, splits = as_base(keras.Model(x, scores)), ("a/b_c", "a_b/c")
+    groups = [(split,) for split in splits] if apart else [splits]
+    patched = apply_patches(base, [make(base, group) for group in groups])
+    names = [layer.name for layer in patched._flatten_layers() if layer.name.startswith("fixer_a")]
+    assert sorted(names) == ["fixer_a_b_c", "fixer_a_b_c_next"]
+    patched.save(tmp_path / "patched.h5")
+    assert np.array_equal(outputs(keras.models.load_model(tmp_path / "patched.h5")), outputs(patched))
+
+
 def test_one_patch_of_several_for_another_base_is_named() -> None:
     base, other = as_base(model()), as_base(model(bias=1e-3))
     patches = [make(base, ("a",)), make(base, ("b",)), make(other, ("vector",))]
