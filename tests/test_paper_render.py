@@ -119,6 +119,17 @@ def test_a_claim_takes_the_largest_scale_that_has_all_figures():
     assert judge_claim(claim, found)[1].startswith("10pct")
 
 
+def test_a_bound_that_fails_decides_before_all_figures_are_there():
+    claim = Claim(
+        "", (above(("denoise", "autopgd"), ("base", "autopgd"), 20), above(("denoise", "cw"), ("base", "cw")))
+    )
+    found = {("small", row): result_of(row, {"autopgd": 5}) for row in ("denoise", "base")}
+    verdict, figures = judge_claim(claim, found)
+    assert (verdict, figures) == ("false", "small, n 10,000: denoise autopgd 5.0; base autopgd 5.0")
+    learnt = {**found, ("small", "denoise"): result_of("denoise", {"autopgd": 50})}
+    assert judge_claim(claim, learnt) == ("not measured", "-")
+
+
 def test_every_claim_rests_on_rows_and_attacks_that_run():
     for claim in CLAIMS:
         for row, attack in claim.needs:
@@ -183,8 +194,8 @@ def test_the_headline_is_table_1_by_true_labels_at_every_scale_that_has_fx_a():
     more = replace(result_of("fx-a", {"clean": 90}), scale="10pct", images={"training": 3600, "holdout": 900})
     larger = {("10pct", "fx-a"): more, **results}
     assert [line for line in tables.show_headline(larger).splitlines() if line.startswith("Trained on")] == [
-        "Trained on 1,000 images, 10,000 test images:",
-        "Trained on 10 %, 4,500 images, 10,000 test images:",
+        "Trained on 1,000 images, a fifth of them held out, 10,000 test images:",
+        "Trained on 10 %, 4,500 images, a fifth of them held out, 10,000 test images:",
     ]
     assert tables.show_headline({}) == "Nothing has been run yet.\n"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import shlex
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -115,7 +116,7 @@ class Bench:
         Args:
             stages: The parts of the evaluation that it has to run.
         """
-        words = ["python examples/paper/run.py", self.args.experiment, "--scale", scale, "--rows", row.name]
+        words = ["python", "examples/paper/run.py", self.args.experiment, "--scale", scale, "--rows", row.name]
         words += ["--base", self.args.base.name]
         for name in ("data", "folder"):
             path = getattr(self.args, name)
@@ -126,4 +127,4 @@ class Bench:
         for name, value in given.items():
             if value is not None and value != DEFAULTS.get(name):
                 words += [f"--{name.replace('_', '-')}", str(value)]
-        return " ".join(words)
+        return shlex.join(words)

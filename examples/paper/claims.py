@@ -172,11 +172,12 @@ CLAIMS = (
         scale="1pct",
     ),
     Claim(
-        "on 128x128 images of 4 classes fx-a and adversarial training are close (within 5 points clean and AutoPGD)",
+        "on 128x128 images of 4 classes (here of CIFAR-10, not HIST) fx-a and adversarial training are close (within 5 "
+        "points clean and AutoPGD)",
         close("hist-fx-a", "hist-adv", "clean", "autopgd"),
     ),
     Claim(
-        "on these, fx-a is slightly below adversarial training under FGSM (by 10 points at most)",
+        "on these too, fx-a is slightly below adversarial training under FGSM (by 10 points at most)",
         (
             above(("hist-adv", "fgsm"), ("hist-fx-a", "fgsm")),
             within(("hist-adv", "fgsm"), ("hist-fx-a", "fgsm"), 10),
@@ -207,14 +208,19 @@ def show_claims(results: Results) -> str:
 
 
 def judge_claim(claim: Claim, results: Results) -> tuple[str, str]:
-    """Return `true`, `false`, `undecided` or `not measured`, and the figures that decide."""
-    for scale in [claim.scale] if claim.scale else LARGEST_FIRST:
+    """Return `true`, `false`, `undecided` or `not measured`, and the figures that decide.
+
+    Where no scale has all figures, those that are there may be enough for `false`.
+    """
+    scales = [claim.scale] if claim.scale else LARGEST_FIRST
+    for scale, whole in [(scale, whole) for whole in (True, False) for scale in scales]:
         found = {(row, attack): figure(results.get((scale, row)), attack) for row, attack in claim.needs}
         known = {name: each for name, each in found.items() if each and each["accuracy"] is not None}
-        if len(known) == len(found):
+        held = [weigh(bound, known) if known.keys() >= bound.weights.keys() else None for bound in claim.bounds]
+        verdict = decide(held, claim.enough)
+        if len(known) == len(found) if whole else verdict == "false":
             counts = "/".join(f"{n:,}" for n in sorted({each["n"] for each in known.values()}))
             numbers = "; ".join(f"{row} {attack} {100 * known[row, attack]['accuracy']:.1f}" for row, attack in known)
-            verdict = decide([weigh(bound, known) for bound in claim.bounds], claim.enough)
             return verdict, f"{scale}, n {counts}: {numbers}"
     return "not measured", "-"
 

@@ -169,9 +169,7 @@ ROWS = {
         Row("drn", "drn", trainer="drn.fit_drn", paper="drn", target="drn.lighter_target", one_view=True),
         Row("fx-a-predicted", "fx-a, trained on predicted labels", settings=FX_A, labels="predicted", paper="fx-a"),
         # Beyond the paper: the same fixers where fixpatch would put them.
-        Row(
-            "fx-auto", "fx-a, at the places of `--split auto:2`", settings={**FX_A, "splits": ("auto:2",)}, paper="fx-a"
-        ),
+        Row("fx-auto", "fx-a, at the places of `--split auto:2`", settings={**FX_A, "splits": ("auto:2",)}),
         *_ablation_rows(),
         *_trained_on("fgsm"),
         *_trained_on("cw"),

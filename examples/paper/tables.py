@@ -72,7 +72,9 @@ def show_headline(results: Results) -> str:
         body = [[HEADLINE[name], *_headline_cells(result)] for name, result in done.items()]
         tested = figure(done["fx-a"], "clean")
         count = f", {tested['n']:,} test images" if tested else ""
-        parts.append(f"Trained on {size_of(results, scale, done)}{count}:\n\n" + table(head, body))
+        parts.append(
+            f"Trained on {size_of(results, scale, done)}, a fifth of them held out{count}:\n\n" + table(head, body)
+        )
     return "\n".join(parts) or "Nothing has been run yet.\n"
 
 
@@ -102,15 +104,18 @@ def _ours(results: Results, scale: str, names: Sequence[str]) -> str:
 
 
 def _table1_lines(row: Row, result: Result | None) -> Iterator[list[str]]:
-    yield [row.title, "paper", *(f"{mean:.1f} ± {std:.1f}" for mean, std in TABLE1[row.paper]), ""]
+    title = row.title
+    if row.paper:
+        yield [title, "paper", *(f"{mean:.1f} ± {std:.1f}" for mean, std in TABLE1[row.paper]), ""]
+        title = ""
     if result is None:
-        yield ["", f"ours: {NOT_RUN}", *[""] * (len(COLUMNS) + 1)]
+        yield [title, f"ours: {NOT_RUN}", *[""] * (len(COLUMNS) + 1)]
         return
     for labels in LABELS:
         found = [figure(result, attack, labels=labels) for attack in ("clean", "autopgd", "fgsm")]
         cells = [*(_parts(each, "") for each in found), *(_parts(each, "_base_right") for each in found)]
         own = _with_interval(figure(result, "autopgd", attacker="patched", labels="true"))
-        yield ["", f"ours, {labels} labels", *cells, own if labels == "true" else ""]
+        yield [title if labels == LABELS[0] else "", f"ours, {labels} labels", *cells, own if labels == "true" else ""]
 
 
 def _parts(found: dict[str, Any] | None, kind: str) -> str:
@@ -149,7 +154,14 @@ def show_runs(results: Results) -> str:
     done = [results[scale, name] for scale in SCALES for name in ROWS if (scale, name) in results]
     if not done:
         return "Nothing has been run yet.\n"
-    head = ["row", "images: training + hold-out / test", "learning rate (of: score)", "best epoch", "hours", "commit"]
+    head = [
+        "row",
+        "images: training + hold-out / test",
+        "learning rate (of: score)",
+        "best epoch",
+        "hours",
+        "commit of the training",
+    ]
     where = sorted({f"{r.machine['cpu']}, {r.machine['cores']} cores, {r.versions['backend']}" for r in done})
     hours = sum(sum(result.seconds.values()) for result in done) / 3600
     said = f"Measured on {'; '.join(where)}. {hours:.1f} hours in all, pairs from the cache not counted twice.\n\n"
