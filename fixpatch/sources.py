@@ -107,13 +107,18 @@ def is_picture(name: str) -> bool:
     return name.lower().endswith(SUFFIXES + UNREAD) and not name.startswith(".")
 
 
+def _is_hidden(name: str) -> bool:
+    """Tell whether a folder is no class: hidden, or the one that macOS puts into archives."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
 def list_folder(folder: Path, model_classes: int, classes: Sequence[str] | None) -> Source:
-    """List the images below each class folder, sorted; other files are passed over, as is what begins with . or __.
+    """List the images below each class folder, sorted; hidden and other files are passed over.
 
     Raises:
         DataError: There are no class folders or no images in them, or they are not the model's classes.
     """
-    found = sorted(item.name for item in folder.iterdir() if item.is_dir() and not item.name.startswith((".", "__")))
+    found = sorted(item.name for item in folder.iterdir() if item.is_dir() and not _is_hidden(item.name))
     if not found:
         inside = (
             "images but no class folders"

@@ -248,6 +248,11 @@ def test_the_parts_of_a_data_set_are_no_classes(tmp_path):
     assert str(tmp_path / "test") in caught.value.hint
 
 
+def test_a_class_may_begin_with_underscores(tmp_path):
+    images, _ = load(fill(tmp_path, names=("__ant", "bee")))
+    assert images.classes == ("__ant", "bee") and len(images) == 4
+
+
 def test_links_in_a_circle_end(tmp_path):
     fill(tmp_path)
     os.symlink(tmp_path, tmp_path / "ant" / "loop")
