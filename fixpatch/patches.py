@@ -130,17 +130,17 @@ def fill_modules(
     config = content.manifest.fixer
     if delta is not None:
         config = replace(config, delta=delta)
-    modules: dict[str, keras.Model] = {}
-    recorded = {split.path: split for split in content.manifest.splits}
+    recorded, places = {split.path: split for split in content.manifest.splits}, []
     for place in choose_places(base.model, list(recorded), base.name, config):
         split = recorded[place.path]
         # The file says for each split whether a ReLU follows; a newer rule for `auto` must not change an old patch.
-        place = replace(place, non_negative=split.final_relu)  # noqa: PLW2901
-        _require_same(split_facts(place, config), split, base.name)
-        modules |= build_modules(base.model, (place,), config, beside=(*beside, *modules.values()))
-        for layer in modules[place.path].layers:
+        places.append(replace(place, non_negative=split.final_relu))
+        _require_same(split_facts(places[-1], config), split, base.name)
+    modules = build_modules(base.model, tuple(places), config, beside=beside)
+    for path, module in modules.items():
+        for layer in module.layers:
             for variable in layer.variables:
-                variable.assign(content.weights[place.path][f"{layer.name}/{variable.name}"])
+                variable.assign(content.weights[path][f"{layer.name}/{variable.name}"])
     return modules
 
 

@@ -148,6 +148,15 @@ def test_another_class_counts_however_small_the_difference(tmp_path: Path) -> No
         compare(tied(-1e-6), tmp_path / "net.keras", "keras", X)
 
 
+def test_answers_without_a_finite_number_compare_as_nothing(tmp_path: Path) -> None:
+    """NaN was as good as NaN, so that any export answered like the model."""
+    broken = build()
+    broken.layers[-1].set_weights([np.full_like(weight, np.nan) for weight in broken.layers[-1].get_weights()])
+    broken.save(tmp_path / "net.keras")
+    with pytest.raises(ModelError, match="no finite number"):
+        compare(broken, tmp_path / "net.keras", "keras", X)
+
+
 def test_one_sigmoid_unit_has_two_classes(tmp_path: Path) -> None:
     def single(bias: float) -> keras.Model:
         x = keras.Input((8, 8, 3))
