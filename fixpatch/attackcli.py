@@ -13,7 +13,7 @@ from fixpatch.config import RECIPE, build_recipe
 from fixpatch.endings import hold_to_bar, repeating, require_bar
 from fixpatch.loading import load_room
 from fixpatch.progress import progress
-from fixpatch.threats import BUDGET, NAMED_ATTACKS
+from fixpatch.threats import BUDGET
 
 
 def train(
@@ -180,7 +180,7 @@ def craft(
     patch: Annotated[Path | None, opt.option("--patch", "Attack the model with this patch.")] = None,
     data: opt.Data = None,
     out: Annotated[Path, opt.option("--out", "The .npz file to write.", "-o")] = Path("adversarial.npz"),
-    attack: Annotated[str, opt.option("--attack", f"One of {', '.join(NAMED_ATTACKS)}.")] = "autopgd",
+    attack: opt.OneAttack = "autopgd",
     attack_labels: opt.AttackLabels = None,
     eps: opt.Eps = None,
     eps_step: opt.EpsStep = None,

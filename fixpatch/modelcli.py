@@ -29,7 +29,7 @@ def inspect(
     images: Annotated[
         Path | None, typer.Option("--data", help="Labelled images, to measure each layer's drift under attack.")
     ] = None,
-    attack: opt.Attack = "autopgd",
+    attack: opt.OneAttack = "autopgd",
     attack_labels: opt.AttackLabels = None,
     eps: opt.Eps = None,
     eps_step: opt.EpsStep = None,

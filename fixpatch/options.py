@@ -32,7 +32,12 @@ def option(flag: str, help_text: str, *more: str) -> Any:
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, for errors too.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No talk and no progress on stderr.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace files that exist.")]
-Model = Annotated[Path, typer.Argument(envvar="FIXPATCH_MODEL", show_envvar=False, help="A .keras or .h5 model.")]
+Model = Annotated[
+    Path,
+    typer.Argument(
+        envvar="FIXPATCH_MODEL", show_envvar=False, help="A .keras or .h5 file, or a Keras 2 SavedModel folder."
+    ),
+]
 Trust = Annotated[
     bool, typer.Option("--trust", help="Open a model of your own that may run code, such as a Lambda layer.")
 ]
@@ -57,7 +62,7 @@ Limit = Annotated[int | None, option("--limit", "Use so many images, in proporti
 CacheFolder = Annotated[Path | None, option("--cache", "Folder of the pair cache, instead of the user's own.")]
 NoCache = Annotated[bool, option("--no-cache", "Take no pairs from the cache, and put none there.")]
 CacheCap = Annotated[float | None, option("--cache-cap", "Size that the cache may reach, in GB; 10 where unset.")]
-Seed = Annotated[int, option("--seed", "Fixes split, augmentation, attacks and training.")]
+Seed = Annotated[int, option("--seed", "Fixes hold-out, subsets, augmentation, attacks and training.")]
 
 # Of `train` alone.
 Split = Annotated[str, option("--split", "Layers to put a fixer after, with commas; auto or auto:3 measures where.")]
@@ -66,6 +71,7 @@ SaveModel = Annotated[Path | None, option("--save-model", "Write the patched mod
 Attack = Annotated[
     str, option("--attack", f"Attacks that make the pairs, with commas they take turns: {', '.join(NAMED_ATTACKS)}.")
 ]
+OneAttack = Annotated[str, option("--attack", f"One of {', '.join(NAMED_ATTACKS)}.")]
 # No variable: that of `eval` names several.
 Trainer = Annotated[
     str | None,

@@ -194,7 +194,7 @@ def test_tuning_takes_the_best_rate_and_passes_over_one_that_diverged(tmp_path, 
         tried.append((learning_rate, epochs))
         if learning_rate == 1e-2 or (learning_rate, epochs) == (3e-3, 9):
             raise FixpatchError("Training diverged: the loss is no number any more.")
-        return Outcome(None, {1e-3: 0.6, 3e-3: 0.7}[learning_rate], 1, epochs, 0.0, ())
+        return Outcome(None, {1e-3: 0.6, 3e-3: 0.7}[learning_rate], 1, epochs, ())
 
     monkeypatch.setattr(tuning, "find", lambda name: fit)
     monkeypatch.setattr("experiments.RATES", {"fixers": (1e-3, 3e-3, 1e-2)})
@@ -236,7 +236,7 @@ def test_a_better_rate_beyond_the_edge_is_trained_in_place_of_what_was_finished(
 
     def fit(task: Task, *, learning_rate: float, epochs: int) -> Outcome:
         ran.append((learning_rate, epochs))
-        return Outcome(None, 1 - learning_rate, 1, epochs, 0.0, ())
+        return Outcome(None, 1 - learning_rate, 1, epochs, ())
 
     monkeypatch.setattr(tuning, "find", lambda name: fit)
     monkeypatch.setattr("experiments.RATES", {"fixers": (1e-3,)})

@@ -8,7 +8,6 @@ for every batch. `fit_whole` does both, and trains a base with denoise blocks in
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -87,7 +86,7 @@ def fit_whole(task: Task, **settings: Any) -> Outcome:
     Raises:
         SettingError: An unknown setting's value.
     """
-    how, began = Settings(**settings), time.perf_counter()
+    how = Settings(**settings)
     claim(task, how)
     keras.utils.set_random_seed(task.seed)
     learner = copy_base(task, how)
@@ -97,7 +96,7 @@ def fit_whole(task: Task, **settings: Any) -> Outcome:
         history = fit(model, how, task.folder / "fit", batches, listener)
     best = int(np.argmax([row["val_score"] for row in history]))
     defended = fixpatch.as_base(learner.model, input_range=task.base.input_range, name=f"adversarial-{how.made_on}")
-    return Outcome(defended, history[best]["val_score"], best + 1, len(history), time.perf_counter() - began, history)
+    return Outcome(defended, history[best]["val_score"], best + 1, len(history), history)
 
 
 def describe(task: Task, *, epochs: int, **settings: Any) -> dict[str, Any]:

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from experiments import EXPERIMENTS, ROWS, SCALES
-from tables import ATTACKS, LARGEST_FIRST, NAMES, Results, figure, size_of
+from experiments import EXPERIMENTS, LARGEST_FIRST, ROWS, SCALES
+from tables import ATTACKS, NAMES, Results, figure, size_of
 
 # Okabe and Ito's colours, which stay apart for the colour-blind too; each with a marker of its own.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#777777", "#000000", "#f0e442")

@@ -12,7 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tables import LARGEST_FIRST, Results, figure, table
+from experiments import LARGEST_FIRST
+from tables import Results, figure, table
 
 CLOSE = 5.0  # points: what "about equal", "close" and "small" mean here
 LEARNT = 20.0  # points above the base under an attack: what "defends" means here

@@ -64,7 +64,6 @@ class Outcome:
             where a defence was trained on pairs made on itself, and chosen by such, on these.
         epoch: That epoch, counted from 1.
         epochs: How many were run.
-        seconds: Wall time of the whole training; of a resumed one, of its last part.
         history: One row of figures for each epoch.
     """
 
@@ -72,5 +71,4 @@ class Outcome:
     score: float
     epoch: int
     epochs: int
-    seconds: float
     history: tuple[dict[str, Any], ...]

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -107,7 +106,7 @@ def fit_drn(task: Task, *, learning_rate: float, epochs: int, **own: Any) -> Out
     Args:
         own: Fields of `Settings`.
     """
-    start, settings = time.perf_counter(), Settings(**own)
+    settings = Settings(**own)
     passes = epochs * settings.passes
     facts = task.settings(**asdict(settings), rate=learning_rate, epochs=passes)
     note = task.folder / f"{hashlib.sha256(facts.encode()).hexdigest()[:16]}.npz"
@@ -119,7 +118,7 @@ def fit_drn(task: Task, *, learning_rate: float, epochs: int, **own: Any) -> Out
     network = build_network(task.base.classes, settings, task.seed)
     network.set_weights(fitted.weights)
     defended = defend(task.base, network, settings, fitted.bandwidth, task.seed)
-    return Outcome(defended, fitted.score, fitted.epoch, passes, time.perf_counter() - start, tuple(fitted.history))
+    return Outcome(defended, fitted.score, fitted.epoch, passes, tuple(fitted.history))
 
 
 def write_fitted(path: Path, fitted: Fitted) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from fixpatch.threats import AttackConfig, attack_named
 
+FULL_IMAGES = 45_000  # of the 50,000 training images; the rest is for validation (paper: section 4.1)
 SPLITS = ("res_block_1", "res_block_2")  # the paper's places (table 8)
 LABELS = ("predicted", "true")  # the paper's way (method: attacks without labels), and the standard one
 
@@ -25,7 +26,7 @@ class Scale:
     """How many images, and how long each defence is trained on them.
 
     Attributes:
-        images: Training images, hold-out included; None for the 45,000 of the paper.
+        images: Training images, hold-out included; None for the paper's `FULL_IMAGES`.
         views: Augmented views of each, attacked once, where pairs are made on the base.
         epochs: Of each training.
         test: Test images; None for all.
@@ -43,6 +44,7 @@ SCALES = {
     "10pct": Scale(4500, 4, 6),  # more views win more than more epochs do (docs/choices.md, section 5)
     "full": Scale(None, 1, 3, None),
 }
+LARGEST_FIRST = tuple(sorted(SCALES, key=lambda name: SCALES[name].images or FULL_IMAGES, reverse=True))
 # Of the command line: `patched` images are attacked on the defended model, `probes` of these are seen by the checks.
 DEFAULTS = {
     **{"patched": 200, "probes": 16, "tuning_epochs": 2, "batch_size": 32, "seed": 0},
@@ -236,9 +238,16 @@ class Experiment:
     augment: str = "shift"
 
 
-TABLE1 = ("base", "fx-a", "fx-b", "adv", "adv-moving", "denoise", "denoise-beside", "drn", "fx-a-predicted", "fx-auto")
 EXPERIMENTS = {
-    "table1": Experiment(TABLE1, ("small",), EVERY, "table 1 and figure 4"),
+    "table1": Experiment(
+        (
+            *("base", "fx-a", "fx-b", "adv", "adv-moving", "denoise", "denoise-beside", "drn"),
+            *("fx-a-predicted", "fx-auto"),
+        ),
+        ("small",),
+        EVERY,
+        "table 1 and figure 4",
+    ),
     "ablation": Experiment(
         ("base", "fx-a", "fx-b", *(row.name for row in _ablation_rows())), ("small",), EVERY, "figure 3"
     ),
@@ -257,7 +266,7 @@ EXPERIMENTS = {
         ("small",),
         ("base", "patched"),
         "figure 7",
-        "hist.Patches",
+        "hist.FewClasses",
         "hist",
     ),
 }

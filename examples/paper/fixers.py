@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -30,7 +29,6 @@ def fit_fixers(
     Args:
         settings: `module`, `delta`, `activation`, `distill_weight` and other settings of `fixpatch.train`.
     """
-    begun = time.perf_counter()
     recipe = recipe_for(task, splits, epochs, learning_rate=learning_rate, **settings)
     task.folder.mkdir(parents=True, exist_ok=True)
     patch = _train(task, recipe)
@@ -38,7 +36,7 @@ def fit_fixers(
     assert facts is not None  # it has just been trained
     history = tuple(asdict(epoch) for epoch in facts.history)
     score = mean_score(facts.patch_clean.value, facts.patch_robust.value)
-    return Outcome(patch, score, facts.best_epoch, epochs, time.perf_counter() - begun, history)
+    return Outcome(patch, score, facts.best_epoch, epochs, history)
 
 
 def recipe_for(task: Task, splits: Sequence[str], epochs: int, **settings: Any) -> Recipe:

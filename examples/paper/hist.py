@@ -28,7 +28,7 @@ CLASSES = ("airplane", "automobile", "cat", "horse")  # of CIFAR-10, where there
 TEST_SHARE = 14 / 34  # paper: 20,000 training and 14,000 test patches
 
 
-class Patches:
+class FewClasses:
     """Base, training and test images of the route.
 
     Args:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from experiments import FULL_IMAGES
 
 import fixpatch
 from fixpatch.basecheck import measure_base
@@ -17,7 +18,6 @@ from fixpatch.holdout import stratify
 
 TRAINING = ("cifar10-train.npz", "cifar10-train-10pct.npz")  # the first that is there
 TEST = ("cifar10-test.npz", "cifar10-test-2000.npz")
-PAPER = 45_000  # of the 50,000 training images; the rest is for validation (paper: section 4.1)
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
@@ -62,11 +62,11 @@ def load_training(
         DataError: There is no such file, or it holds fewer images.
     """
     if data is None:
-        whole = take_first(from_keras(training=True), PAPER)
+        whole = take_first(from_keras(training=True), FULL_IMAGES)
         return whole.take(stratify(whole.y, count, seed))
     found = find(data, TRAINING)
     images = load(found, shape)
-    wanted = PAPER if count is None else count
+    wanted = FULL_IMAGES if count is None else count
     if len(images) < wanted:
         raise DataError(
             f"'{found}' holds {len(images):,} images; {wanted:,} are asked for.",

@@ -5,20 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from experiments import EXPERIMENTS, LABELS, ROWS, SCALES, Row, edge_of, possible_stages
+from experiments import EXPERIMENTS, FULL_IMAGES, LABELS, ROWS, SCALES, Row, edge_of, possible_stages
 from record import Result
 
 Results = dict[tuple[str, str], Result]  # by scale and row
-LARGEST_FIRST = ("full", "10pct", "small", "1pct")
 ATTACKS = ("clean", "autopgd", "autopgd-16", "cw", "fgsm", "pgd")
 NAMES = {"autopgd": "AutoPGD", "autopgd-16": "AutoPGD-16", "cw": "CW", "fgsm": "FGSM", "pgd": "PGD", "clean": "clean"}
 SHARES = {"1pct": "1 %, ", "10pct": "10 %, "}
-FULL = 45_000  # images of `full`
 NOT_RUN = "not run"
 # The paper's table 1: accuracy in per cent with the standard deviation over five parts of the test images; clean,
 # AutoPGD, FGSM, then the same on the images that the base gets right when clean.
 COLUMNS = ("clean", "AutoPGD", "FGSM", "clean*", "AutoPGD*", "FGSM*")
-TABLE1: dict[str, tuple[tuple[float, float], ...]] = {
+PAPER_TABLE1: dict[str, tuple[tuple[float, float], ...]] = {
     "base": ((91.2, 0.8), (4.6, 0.4), (17.1, 0.3), (100.0, 0.0), (0.0, 0.0), (13.0, 0.6)),
     "fx-a": ((87.5, 0.2), (81.1, 0.8), (41.7, 1.5), (93.8, 0.4), (95.1, 0.4), (45.2, 1.0)),
     "fx-b": ((67.3, 0.5), (74.6, 0.9), (45.6, 0.6), (71.4, 0.4), (75.7, 1.3), (48.4, 1.2)),
@@ -57,7 +55,7 @@ def figure(
 
 def size_of(results: Results, scale: str, rows: Iterable[str]) -> str:
     """Say how many training images, hold-out included, the rows had; where none has run yet, how many they will."""
-    planned = SCALES[scale].images or FULL
+    planned = SCALES[scale].images or FULL_IMAGES
     counts = [results[scale, row].images for row in rows if (scale, row) in results]
     count = next((each["training"] + each["holdout"] for each in counts if "training" in each), planned)
     return f"{SHARES.get(scale, '') if count == planned else f'{scale}, a try: '}{count:,} images"
@@ -106,7 +104,7 @@ def _ours(results: Results, scale: str, names: Sequence[str]) -> str:
 def _table1_lines(row: Row, result: Result | None) -> Iterator[list[str]]:
     title = row.title
     if row.paper:
-        yield [title, "paper", *(f"{mean:.1f} ± {std:.1f}" for mean, std in TABLE1[row.paper]), ""]
+        yield [title, "paper", *(f"{mean:.1f} ± {std:.1f}" for mean, std in PAPER_TABLE1[row.paper]), ""]
         title = ""
     if result is None:
         yield [title, f"ours: {NOT_RUN}", *[""] * (len(COLUMNS) + 1)]
