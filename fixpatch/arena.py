@@ -36,7 +36,8 @@ class Model:
         judge: The estimator that scores: what crafting remembers, or took from the cache, never shapes a figure.
         scores: Logits of the clean images `(N, classes)`.
         clean: Which of them are right `(N,)`.
-        unrest: Largest difference between the logits of five passes over the same images; 0 unless it is random.
+        unrest: Largest difference between the logits of any two of five passes over the same images; 0 unless it is
+            random.
     """
 
     name: str
@@ -214,7 +215,7 @@ def _predict_clean(judge: KerasClassifier, images: ImageSet, base: Base) -> Arra
 
 
 def measure_unrest(judge: KerasClassifier, images: ImageSet, base: Base) -> float:
-    """Return the largest difference between the logits of `PASSES` passes over a few images."""
+    """Return the largest difference between the logits of any two of `PASSES` passes over a few images."""
     rows = np.linspace(0, len(images) - 1, min(8, len(images))).astype(int)  # they come by class
     few = to_model(images.take(rows).to_range(base.input_range), base.channels_first)
     passes = []
@@ -222,7 +223,7 @@ def measure_unrest(judge: KerasClassifier, images: ImageSet, base: Base) -> floa
         judge.forget()  # what is remembered would agree with itself
         passes.append(judge.predict(few))
     judge.forget()
-    return float(np.abs(np.stack(passes) - passes[0]).max(initial=0))
+    return float(np.ptp(np.stack(passes), axis=0).max(initial=0))
 
 
 def count_outside(clean: Array, adversarial: Array, config: AttackConfig, limits: tuple[float, float]) -> int:

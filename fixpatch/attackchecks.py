@@ -163,7 +163,8 @@ def inside_the_ball(evidence: Evidence) -> Answer:
         return WARN, f"{images(outside)} left the ball or the input range, or are no numbers.", numbers
     if not total:
         return OPEN, "Nothing was attacked.", numbers
-    return PASS, f"All {total:,} adversarial images are inside the ball and the input range.", numbers
+    checks = ", and those of the checks," if evidence.probes else ""
+    return PASS, f"All {total:,} adversarial images{checks} are inside the ball and the input range.", numbers
 
 
 def broken_copy_is_seen(evidence: Evidence) -> Answer:

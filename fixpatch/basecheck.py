@@ -53,9 +53,10 @@ def measure_base(base: Base, images: ImageSet, say: Callable[[str], None] = lamb
         say: Takes a line that says which range was taken, where the graph and the user left it open.
 
     Raises:
-        DataError: The upper end of the accuracy's 95 % interval is below 1.5 times chance, or, with few classes, below
-            chance and a tenth of the rest.
+        DataError: The images are none of this base's (`require_fit`); or the upper end of the accuracy's 95 % interval
+            is below 1.5 times chance, or, with few classes, below chance and a tenth of the rest.
     """
+    require_fit(base, images)
     if base.range_source == RECORDED:
         return base
     candidates = CANDIDATES if base.range_source == "assumed" else (base.input_range,)
@@ -85,6 +86,28 @@ def measure_base(base: Base, images: ImageSet, say: Callable[[str], None] = lamb
     return base.with_range(best, "measured")
 
 
+def require_fit(base: Base, images: ImageSet) -> None:
+    """Check that images in memory are of the base's size and classes; those from files are.
+
+    Raises:
+        DataError: They are not, or their parts differ in number.
+    """
+    count, shape, classes = len(images.x), tuple(images.x.shape[1:]), len(images.classes)
+    if not count == len(images.y) == len(images.names) or not count:
+        raise DataError(
+            f"There are {count} images, {len(images.y)} labels and {len(images.names)} names.",
+            "Give as many of each, and at least one.",
+        )
+    if len(shape) != 3 or any(size not in (None, there) for size, there in zip(base.image_shape, shape, strict=True)):
+        raise DataError(f"The images are {shape}; {base.name} takes {base.image_shape}.")
+    if classes not in (0, base.classes):
+        raise DataError(
+            f"The images have {classes} classes; {base.name} has {base.classes}.", "Name all of the base's."
+        )
+    if not 0 <= images.y.min() <= images.y.max() < base.classes:
+        raise DataError(f"The labels go from {images.y.min()} to {images.y.max()}; expected 0 to {base.classes - 1}.")
+
+
 def _clearly_better(one: np.ndarray, other: np.ndarray) -> bool:
     """Tell whether more images are right with `one` than with `other`, beyond two standard errors (McNemar's test)."""
     won, lost = int((one & ~other).sum()), int((other & ~one).sum())
@@ -100,11 +123,6 @@ def _told(best: tuple[float, float], right: dict[tuple[float, float], np.ndarray
     if open_:
         line += f"; {' and '.join(open_)} cannot be ruled out, so give --input-range if you know it"
     return line
-
-
-def clean_accuracies(base: Base, images: ImageSet, ranges: Sequence[tuple[float, float]]) -> dict[Any, Rate]:
-    """Return the base's accuracy on images scaled to each of `ranges`."""
-    return {each: Rate.of(found) for each, found in _right(base, images, ranges).items()}
 
 
 def _right(base: Base, images: ImageSet, ranges: Sequence[tuple[float, float]]) -> dict[Any, np.ndarray]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fixpatch.errors import SettingError, did_you_mean
-from fixpatch.parsing import brief, require_choice, require_range
+from fixpatch.parsing import brief, require_choice, require_range, split_names
 from fixpatch.threats import PRECISIONS, TUNED, AttackConfig, attack_named
 
 AUGMENTS = ("none", "shift", "cifar", "hist")
@@ -160,7 +160,7 @@ class TrainingConfig:
         distill_target: What the features are pulled to: the base's on the clean image (`natural`), or on the
             same input (`same-input`, equation 4 as printed).
         patience: Epochs without a better hold-out score before training stops, in the second half of `epochs`.
-        seed: Fixes split, augmentation, attacks and training.
+        seed: Fixes hold-out, augmentation, attacks and training.
         precision: What the fixers are fitted in.
         attacker: Whom the pairs are made on: the `base`, once, or the `patched` model as it learns, anew for every
             batch.
@@ -185,7 +185,12 @@ class TrainingConfig:
         require_range(self.learning_rate, 1e-12, math.inf, "--learning-rate")
         require_range(self.distill_weight, 0, math.inf, "--distill-weight")
         require_range(self.patience, 1, math.inf, "--patience")
-        require_range(self.seed, 0, HIGHEST_SEED, "--seed")
+        require_seed(self.seed)
+
+
+def require_seed(seed: int) -> None:
+    """Check a seed; every generator of random numbers takes what this lets pass."""
+    require_range(seed, 0, HIGHEST_SEED, "--seed")
 
 
 @dataclass(frozen=True)
@@ -213,16 +218,26 @@ class Recipe:
                 f"--views is {self.data.views} with --attacker patched, where each epoch has a view of its own.",
                 "Leave it out; more --epochs give more views.",
             )
-        if self.training.attacker == "base" and self.data.views < len(names):
-            raise SettingError(
-                f"--views is {self.data.views} with {len(names)} attacks; each view of an image meets one of them.",
-                f"Pass --views {len(names)} or more, or fewer attacks.",
-            )
+        if self.training.attacker == "base":
+            require_views(self.data.views, len(names))
 
     @property
     def attacks(self) -> tuple[AttackConfig, ...]:
         """All attacks, in their turn."""
         return (self.attack, *self.more_attacks)
+
+
+def require_views(views: int, attacks: int) -> None:
+    """Check that each attack meets a view.
+
+    Raises:
+        SettingError: There are fewer views than attacks.
+    """
+    if views < attacks:
+        raise SettingError(
+            f"--views is {views} with {attacks} attacks; each view of an image meets one of them.",
+            f"Pass --views {attacks} or more, or fewer attacks.",
+        )
 
 
 RECIPE = frozenset(
@@ -245,7 +260,7 @@ def build_recipe(splits: Iterable[str], *, attack: str | Sequence[str] = "autopg
         SettingError: An unknown name, or a value out of its range.
     """
     splits = (splits,) if isinstance(splits, str) else tuple(splits)
-    names = [name.strip() for name in (attack.split(",") if isinstance(attack, str) else attack)]
+    names = split_names(attack)
     given = {name: value for name, value in settings.items() if value is not None}
     defaults = MOVING if given.get("attacker") == "patched" else {"views": max(DataConfig.views, len(names))}
     given = {**defaults, **given}

@@ -8,6 +8,7 @@ import importlib.metadata
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -257,16 +258,20 @@ def _shard_name(made_with: Sequence[object], classifier: KerasClassifier, shard:
     return digest.hexdigest()[:40]
 
 
-@functools.cache
-def _software() -> tuple[str, ...]:
+def _software() -> list[str]:
     """Return what computes a pair, versions, device and kernels: another may round, or attack, in another way."""
     backend = keras.backend.backend()
-    device = str(keras.ops.convert_to_tensor(0.0).device)
+    device = str(keras.ops.convert_to_tensor(0.0).device)  # the caller may have changed it since the last shard
     kernels = f"oneDNN {os.environ.get('TF_ENABLE_ONEDNN_OPTS')}"
-    found = [f"fixpatch {__version__}", f"keras {keras.__version__} on {backend}, {device}, {kernels}"]
-    for package in (backend, "adversarial-robustness-toolbox"):
-        try:
+    own = [f"fixpatch {__version__}", f"keras {keras.__version__} on {backend}, {device}, {kernels}"]
+    return [*own, *_versions(backend, "adversarial-robustness-toolbox")]
+
+
+@functools.cache
+def _versions(*packages: str) -> tuple[str, ...]:
+    """Return packages with their versions; a build of one under another name has none."""
+    found = []
+    for package in packages:
+        with suppress(importlib.metadata.PackageNotFoundError):
             found.append(f"{package} {importlib.metadata.version(package)}")
-        except importlib.metadata.PackageNotFoundError:  # a build of it under another name
-            continue
     return tuple(found)

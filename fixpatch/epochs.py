@@ -17,7 +17,6 @@ from fixpatch.errors import FixpatchError, SettingError
 from fixpatch.results import EpochFacts, Listener
 
 Row = dict[str, float]
-BEST = "best.weights.h5"
 WEIGHTS = "latest.weights.h5"
 
 
@@ -30,9 +29,11 @@ class Averager(keras.callbacks.SwapEMAWeights):
 
 
 class Checkpoint(keras.callbacks.Callback):
-    """Keeps weights and optimiser of the last finished epoch, whole or not at all, and takes them up again.
+    """Keeps weights and optimiser of the last finished epoch and of the best, and takes the last up again.
 
-    Keras' BackupAndRestore writes in place: cut off there, it leaves a file that loads as far as it goes.
+    Each is written once, whole or not at all, so that the best weights are always those of the best epoch in the
+    history. Keras' BackupAndRestore and ModelCheckpoint write in place: cut off there, they leave a file that loads as
+    far as it goes.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -43,17 +44,20 @@ class Checkpoint(keras.callbacks.Callback):
         """Load the last checkpoint: only here has `fit` built all that it restores."""
         done = epochs_done(self.folder)
         if done:
-            self.model.load_weights(_checkpoint(self.folder, done) / WEIGHTS)
+            self.model.load_weights(weights_of(self.folder, done))
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        """Write beside, rename, and drop the one before."""
+        """Write beside, rename, and drop all but this one and the best."""
         require_finite((logs or {}).get("loss", 0.0))
         beside = self.folder / "unfinished"
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir()
         self.model.save_weights(beside / WEIGHTS)
-        beside.rename(_checkpoint(self.folder, epoch + 1))
-        shutil.rmtree(_checkpoint(self.folder, epoch), ignore_errors=True)
+        beside.rename(self.folder / _checkpoint(epoch + 1))
+        kept = {_checkpoint(each) for each in (epoch + 1, best_epoch(read_history(self.folder)))}
+        for path in self.folder.glob("epoch-*"):
+            if path.name not in kept:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 class Stopper(keras.callbacks.EarlyStopping):
@@ -116,12 +120,7 @@ def build_callbacks(
     if logs is not None:
         found.append(keras.callbacks.TensorBoard(logs, write_graph=False))
     if validate:
-        reached = max((row["val_score"] for row in history), default=None)
-        best: dict[str, Any] = {"save_best_only": True, "save_weights_only": True, "initial_value_threshold": reached}
-        found += [
-            keras.callbacks.ModelCheckpoint(folder / BEST, "val_score", mode="max", **best),
-            Stopper(history, config),
-        ]
+        found.append(Stopper(history, config))
     return [*found, Checkpoint(folder)]
 
 
@@ -190,11 +189,24 @@ def read_history(folder: Path) -> list[Row]:
 
 def cut_history(folder: Path, done: int) -> None:
     """Drop the epoch that was logged but not yet in the checkpoint when the run was cut off."""
-    path = folder / "history.csv"
-    if path.exists():
-        lines = path.read_text().splitlines(keepends=True)
-        path.write_text("".join(lines[: done + 1] if done else []))
+    path, beside = folder / "history.csv", folder / "history.csv.new"
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    kept = lines[: done + 1] if done else []
+    if kept != lines:
+        beside.write_text("".join(kept))
+        beside.replace(path)
 
 
-def _checkpoint(folder: Path, epoch: int) -> Path:
-    return folder / f"epoch-{epoch:06d}"
+def best_epoch(history: list[Row]) -> int:
+    """Return the number of the epoch with the best hold-out score, the first of equals; without a hold-out the last."""
+    scores = [row.get("val_score", float(epoch)) for epoch, row in enumerate(history)]
+    return scores.index(max(scores)) + 1
+
+
+def weights_of(folder: Path, epoch: int) -> Path:
+    """Return the file with the weights after an epoch, by its number: those of the last and the best are there."""
+    return folder / _checkpoint(epoch) / WEIGHTS
+
+
+def _checkpoint(epoch: int) -> str:
+    return f"epoch-{epoch:06d}"

@@ -16,6 +16,7 @@ from fixpatch.basecheck import measure_base, read_images, suit_recorded
 from fixpatch.cache import Cache, Shelf, open_cache
 from fixpatch.clock import timed
 from fixpatch.conclusion import conclude, doubt_surrogate
+from fixpatch.config import require_seed
 from fixpatch.data import ImageSet
 from fixpatch.defences import Defence, suit_defence
 from fixpatch.errors import SettingError
@@ -23,6 +24,7 @@ from fixpatch.estimate import say_estimate
 from fixpatch.holdout import stratify
 from fixpatch.inputs import attack_for
 from fixpatch.models import Base
+from fixpatch.parsing import split_names
 from fixpatch.patches import Patch
 from fixpatch.patchfile import digest_of
 from fixpatch.plan import Plan, make_plan, name_attacks, require_attackers
@@ -41,8 +43,8 @@ def evaluate(
     defence: Defence | None,
     data: str | Path | ImageSet,
     *,
-    attacks: Sequence[str | AttackConfig] | None = None,
-    attackers: Sequence[str] | None = None,
+    attacks: str | AttackConfig | Sequence[str | AttackConfig] | None = None,
+    attackers: str | Sequence[str] | None = None,
     budget: str = "quick",
     surrogate: Patch | ImageSet | str | Path | None = None,
     classes: Sequence[str] | None = None,
@@ -58,8 +60,9 @@ def evaluate(
             such as an adversarially trained one (`as_base(model, input_range=...)`); or None for the base alone.
             Attacker `base` attacks the base, `patched` the defended model, and the rows of either are called `patch`.
         data: A folder with a folder per class, an npz file, or images in memory.
-        attacks: Names of attacks, or attacks with their budgets; None takes those of `budget`.
-        attackers: Some of `threats.ATTACKERS`; None takes those of `budget`.
+        attacks: Names of attacks, as text with commas too, or attacks with their budgets; None takes those of
+            `budget`.
+        attackers: Some of `threats.ATTACKERS`, as text with commas too; None takes those of `budget`.
         budget: `quick`, `standard` or `full` (`threats.BUDGETS`).
         surrogate: A second patch for the attacker `surrogate`, or labelled images to train one on.
         limit: Use so many images, in proportion to the classes.
@@ -74,14 +77,29 @@ def evaluate(
     own = isinstance(defence, Base)
     if own and surrogate is not None:
         raise SettingError("A surrogate trains a patch of its own, and what defends here is no patch.", "Leave it out.")
+    require_seed(seed)
     if attackers is not None:
+        attackers = split_names(attackers)
         require_attackers(attackers, patched=defence is not None, surrogate=surrogate is not None, own=own)
+    if attacks is not None:
+        attacks = [attacks] if isinstance(attacks, AttackConfig) else split_names(attacks)
+        require_attacks([each for each in attacks if isinstance(each, str)], budget, {})
     arena = open_arena(base, defence, data, classes=classes, limit=limit, seed=seed, cache=cache, listener=listener)
     plan = choose_plan(arena, attacks, attackers, budget, surrogate is not None, {})
     if isinstance(surrogate, (str, Path)):
         surrogate = read_images(arena.base, surrogate, classes=arena.images.classes)
     with tempfile.TemporaryDirectory(prefix="fixpatch-") as folder:
         return evaluate_arena(arena, plan, surrogate=surrogate, folder=Path(folder))
+
+
+def require_attacks(names: Sequence[str] | None, budget: str, tuned: dict[str, Any]) -> None:
+    """Check attacks that were named, with what was set of them, before anything is loaded.
+
+    Raises:
+        SettingError: One is unknown, or does not take a setting.
+    """
+    for name in name_attacks(names, budget, classes=2)[0]:
+        attack_for(name, tuned, None)
 
 
 def open_arena(

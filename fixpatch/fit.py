@@ -12,7 +12,7 @@ import numpy as np
 from fixpatch.config import TrainingConfig
 from fixpatch.craft import Pairs
 from fixpatch.epochs import (
-    BEST,
+    best_epoch,
     build_callbacks,
     close_logs,
     cut_history,
@@ -20,6 +20,7 @@ from fixpatch.epochs import (
     epochs_done,
     has_stopped,
     read_history,
+    weights_of,
 )
 from fixpatch.features import PairFeatures
 from fixpatch.graft import frozen
@@ -113,7 +114,7 @@ def fit_modules(
     """Fit `modules` in place and leave them at the best epoch by hold-out score, or at the last without a hold-out.
 
     Args:
-        folder: Keeps checkpoint, best weights and history; what is there from an interrupted run is taken up.
+        folder: Keeps checkpoints and history; what is there from an interrupted run is taken up.
         logs: Folder for TensorBoard, or None.
 
     Returns:
@@ -177,8 +178,8 @@ def fit_by(
                 run(Fitting(lean, fixed, model, config, size, steps, done, callbacks))
             finally:
                 close_logs(callbacks)
+        history = read_history(folder)
+        chosen = best_epoch(history)
         if watched:
-            model.load_weights(folder / BEST)
-    history = read_history(folder)
-    chosen = int(np.argmax([row["val_score"] for row in history])) if watched else len(history) - 1
-    return tuple(epoch_facts(epoch, row) for epoch, row in enumerate(history)), chosen + 1
+            model.load_weights(weights_of(folder, chosen))
+    return tuple(epoch_facts(epoch, row) for epoch, row in enumerate(history)), chosen

@@ -219,5 +219,20 @@ def _node_calls(node: Any, prefix: str, known: dict[int, tuple[bool, str]], defa
 
 def channels_first(listed: Sequence[Call]) -> bool:
     """Tell whether images go in as `(C, H, W)`, from the calls of a model."""
-    first = next((call for call in listed if hasattr(call.operation, "data_format")), None)
-    return first is not None and first.data_format == "channels_first"
+    axes = np.empty((0, 1, 2, 3))  # its shape says which axis of the input each axis of the features is
+    for call in listed:
+        if hasattr(call.operation, "data_format"):
+            return axes.shape[1 if call.data_format == "channels_first" else 3] == 1
+        if len(call.inputs) == 1 and len(call.inputs[0].shape) == 4:
+            axes = _turned(axes, call.operation)
+    return False
+
+
+def _turned(axes: np.ndarray, operation: Any) -> np.ndarray:
+    """Return an array with its axes put in another order as the operation does; as it is where that does not."""
+    kind = class_name(operation)
+    if kind == "Permute":
+        return axes.transpose(0, *operation.dims)
+    if kind == "Transpose":
+        return axes.transpose(operation.axes)
+    return np.moveaxis(axes, operation.source, operation.destination) if kind == "Moveaxis" else axes

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,11 +14,11 @@ from typing import Any
 from fixpatch.arena import Arena
 from fixpatch.basecheck import measure_base, suit_recorded
 from fixpatch.cache import Cache, Shelf, open_cache
-from fixpatch.config import FixerConfig, ModelFile, Recipe
+from fixpatch.config import FixerConfig, ModelFile, Recipe, require_seed
 from fixpatch.data import ImageSet
 from fixpatch.drift import IMAGES, measure_drift
 from fixpatch.errors import DataError, SettingError
-from fixpatch.evaluation import choose_plan, describe_run, evaluate_arena, open_arena
+from fixpatch.evaluation import choose_plan, describe_run, evaluate_arena, open_arena, require_attacks
 from fixpatch.export import export_adversarial
 from fixpatch.files import require_free
 from fixpatch.gallery import craft_few, make_gallery, measure_shift
@@ -30,7 +29,7 @@ from fixpatch.models import save_model
 from fixpatch.parsing import require_choice
 from fixpatch.patches import Patch
 from fixpatch.patchfile import describe, digest_of
-from fixpatch.plan import Plan, name_attacks
+from fixpatch.plan import Plan
 from fixpatch.report import write_report, write_training_report
 from fixpatch.results import CraftFacts, DriftFacts, Listener, ModelFacts
 from fixpatch.runs import RunNote, note_path, write_note
@@ -63,6 +62,7 @@ def inspect_images(
         budget: As for `evaluate_files`.
     """
     listener = listener or Listener()
+    require_seed(seed)
     config = attack_for(attack, budget or {}, None)
     base = load_file(model)
     few = replace(images, limit=images.limit or IMAGES)
@@ -170,6 +170,7 @@ def craft_files(
         budget: As for `evaluate_files`.
     """
     listener = listener or Listener()
+    require_seed(seed)
     attack_for(attack, budget or {}, None)
     require_places(model.path, [out], force)
     if out.suffix != ".npz":
@@ -221,6 +222,7 @@ def evaluate_files(
         command: The line that repeats this, for the report.
     """
     listener = listener or Listener()
+    require_seed(seed)
     if patch is not None and not use_patch:
         raise SettingError(f"--no-patch leaves out the patch '{patch}' that --patch names.", "Give one of the two.")
     _require_attacks(attacks, attackers, budget or {}, spend)
@@ -249,11 +251,9 @@ def evaluate_files(
                 "model's gradient.",
                 "Name one that does, such as --attack autopgd.",
             )
-        going_on = claim_state(state, describe_run(arena, plan, rival), resume)
+        going_on = claim_state(state, describe_run(arena, plan, rival), resume, ["surrogate"])
         if resume and not going_on:
             listener.say(f"nothing to go on with in '{state}'; starting anew")
-        if not going_on:
-            shutil.rmtree(state / "surrogate", ignore_errors=True)  # another evaluation's
         (state / "pairs").mkdir(exist_ok=True)
         result = evaluate_arena(arena, plan, surrogate=rival, folder=state, source=source, resume=going_on)
         if report is not None:
@@ -269,8 +269,7 @@ def _require_attacks(
         raise SettingError(
             "No attack or no attacker is named.", f"Known: {', '.join(NAMED_ATTACKS)}; {', '.join(ATTACKERS)}."
         )
-    for name in name_attacks(attacks, spend, classes=2)[0]:
-        attack_for(name, budget, None)
+    require_attacks(attacks, spend, budget)
     for attacker in attackers or ():
         require_choice(attacker, ATTACKERS, "--attacker")
 

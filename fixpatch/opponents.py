@@ -14,7 +14,7 @@ from fixpatch.basecheck import measure_base
 from fixpatch.cache import Cache, open_cache
 from fixpatch.classifier import KerasClassifier
 from fixpatch.clock import timed
-from fixpatch.config import Recipe
+from fixpatch.config import Recipe, require_seed, require_views
 from fixpatch.craft import Pairs, craft_pairs
 from fixpatch.data import ImageSet
 from fixpatch.errors import SettingError
@@ -23,6 +23,7 @@ from fixpatch.fit import fit_modules
 from fixpatch.graft import graft
 from fixpatch.models import Base, as_base
 from fixpatch.moving import fit_moving
+from fixpatch.places import Place
 from fixpatch.results import EpochFacts, Listener
 from fixpatch.threats import NAMED_ATTACKS, AttackConfig, attack_named
 
@@ -53,12 +54,14 @@ def make_pairs(
 
     Raises:
         DataError: The target is not better than chance on the images.
-        SettingError: Unknown attack, or none.
+        SettingError: Unknown attack, none, or more of them than views.
     """
     listed = (attack,) if isinstance(attack, (str, AttackConfig)) else attack
     attacks = tuple(attack_named(each) if isinstance(each, str) else each for each in listed)
     if not attacks:
         raise SettingError("No attack is named.", f"Known: {', '.join(NAMED_ATTACKS)}.")
+    require_views(views, len(attacks))
+    require_seed(seed)
     place = None if folder is None else Path(folder)
     if place:
         place.mkdir(parents=True, exist_ok=True)
@@ -81,6 +84,7 @@ class Job:
 
     Attributes:
         images: All of them, those that training holds out too.
+        places, modules: Where something is grafted, and what, by its name.
         keep, held_out: Rows of `images` for training and for the hold-out.
         folder: Keeps pairs and checkpoints.
         logs: Folder for TensorBoard, or None.
@@ -90,6 +94,7 @@ class Job:
     base: Base
     images: ImageSet
     recipe: Recipe
+    places: Sequence[Place]
     modules: dict[str, keras.Model]
     keep: np.ndarray
     held_out: np.ndarray

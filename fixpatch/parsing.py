@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 from fixpatch.errors import SettingError, did_you_mean
 
@@ -21,6 +23,11 @@ def parse_fraction(text: str | float, setting: str) -> float:
     except (ValueError, TypeError, ArithmeticError):
         raise SettingError(f"{setting} is '{text}', not a number.", "Write 0.03 or 8/255.") from None
     return value
+
+
+def split_names(names: str | Sequence[Any]) -> list[Any]:
+    """Return what is given one by one, or names in a text with commas."""
+    return [name.strip() for name in names.split(",")] if isinstance(names, str) else list(names)
 
 
 def require_choice(value: str, known: tuple[str, ...], setting: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from fixpatch.models import Base
 from fixpatch.pictures import UnreadableError, fit_item, scale
 from fixpatch.rows import Images
 from fixpatch.runs import read_note
-from fixpatch.sources import check_images, is_picture, read_x, reading
+from fixpatch.sources import cannot_list, check_images, find_pictures, read_x, reading
 
 COUNT = 16
 FREE_SIDE = 96  # of noise for a model that takes any height and width
@@ -76,8 +75,10 @@ def read_sample(path: Path, input_shape: tuple[int | None, ...]) -> np.ndarray:
 
 def _list_items(path: Path) -> Sequence[Path] | Images:
     if path.is_dir():
-        below = [Path(at, name) for at, _, names in os.walk(path) for name in names if is_picture(name)]
-        return sorted(item for item in below if not any(p.startswith(".") for p in item.relative_to(path).parts))
+        try:
+            return find_pictures(path)
+        except OSError as error:
+            raise cannot_list(path, error) from error
     if not path.exists():
         raise DataError(f"'{path}' does not exist.", "Name a folder of images or an npz file.")
     with reading(path), np.load(path, allow_pickle=False) as file:

@@ -93,7 +93,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Curve:
-    """Accuracy against one setting of an attack, on the first `n` images.
+    """Robust accuracy against one setting of an attack, on `n` images drawn in proportion to the classes.
 
     Attributes:
         setting: `eps` (its values as fractions of the range) or `steps`.

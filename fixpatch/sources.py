@@ -93,7 +93,7 @@ def open_source(path: Path, model_classes: int, classes: Sequence[str] | None) -
         try:
             return list_folder(path, model_classes, classes)
         except OSError as error:
-            raise DataError(f"Cannot list '{path}': {error.strerror}.") from error
+            raise cannot_list(path, error) from error
     if not path.exists():
         raise DataError(f"'{path}' does not exist.", "Name a folder with one folder per class, or an npz file.")
     if path.suffix.lower() != ".npz":
@@ -105,6 +105,28 @@ def open_source(path: Path, model_classes: int, classes: Sequence[str] | None) -
 def is_picture(name: str) -> bool:
     """Say whether a file of that name is meant as an image."""
     return name.lower().endswith(SUFFIXES + UNREAD) and not name.startswith(".")
+
+
+def find_pictures(folder: Path) -> list[Path]:
+    """Return the images below `folder`, sorted; hidden files and folders are passed over.
+
+    Raises:
+        OSError: A folder cannot be listed: its images would be missing without a word.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    found: list[Path] = []
+    for at, folders, names in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]  # what `walk` goes on with
+        found += [Path(at, name) for name in names if is_picture(name)]
+    return sorted(found)
+
+
+def cannot_list(path: Path, error: OSError) -> DataError:
+    """Return the error that says which folder below `path` cannot be listed."""
+    return DataError(f"Cannot list '{error.filename or path}': {error.strerror}.")
 
 
 def _is_hidden(name: str) -> bool:
@@ -130,8 +152,7 @@ def list_folder(folder: Path, model_classes: int, classes: Sequence[str] | None)
     known = match_classes(found, model_classes, classes, f"'{folder}'")
     paths, y = [], []
     for name in found:
-        below = [Path(at, file) for at, _, files in os.walk(folder / name) for file in files if is_picture(file)]
-        below = [path for path in sorted(below) if not any(p.startswith(".") for p in path.relative_to(folder).parts)]
+        below = find_pictures(folder / name)
         paths += below
         y += [known.index(name)] * len(below)
     if not paths:

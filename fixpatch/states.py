@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from errno import EDQUOT, EFBIG, ENOSPC
 from io import RawIOBase
@@ -90,11 +90,12 @@ def _refusal(state: Path, file: RawIOBase) -> SettingError:
     )
 
 
-def claim_state(folder: Path, settings: str, resume: bool) -> bool:
+def claim_state(folder: Path, settings: str, resume: bool, parts: Sequence[str] = ()) -> bool:
     """Take `folder` for a run with `settings`; return whether it goes on with what an interrupted one left there.
 
     Args:
         settings: All that shapes the result, as text.
+        parts: Folders in it that serve no other settings: they go unless the run goes on.
 
     Raises:
         SettingError: `resume` with other settings than the interrupted run's.
@@ -107,5 +108,12 @@ def claim_state(folder: Path, settings: str, resume: bool) -> bool:
             "Resume with the same command, or run without --resume to start again.",
         )
     folder.mkdir(parents=True, exist_ok=True)
-    note.write_text(settings)
+    if not (resume and found):
+        note.unlink(missing_ok=True)  # first: what is cut off below goes on with nothing
+        for part in (folder / name for name in parts):
+            if part.exists():
+                shutil.rmtree(part)
+        beside = folder / f"{NOTE}.new"
+        beside.write_text(settings)
+        beside.replace(note)
     return resume and found

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -105,15 +104,16 @@ def train_recipe(
     count = require_splits(base, recipe)
     listener = listener or Listener()
     base = measure_base(base.anew(), images, listener.say)
+    keep, held_out = split_holdout(images, recipe.data.holdout, recipe.training.seed, recipe.data.group_by)
     if count:
         recipe = replace(recipe, splits=_measured_splits(base, images, recipe, count, folder, cache, listener))
     if resume and not (folder / NOTE).exists():
         listener.say(f"nothing to go on with in '{folder}'; starting anew")
-    _claim_folder(folder, recipe, base, images, resume)
+    _claim_folder(folder, recipe, base, images, held_out, resume)
     places = choose_places(base.model, recipe.splits, base.name, recipe.fixer)
     modules = build_modules(base.model, places, recipe.fixer, recipe.training.seed)
-    sides = split_holdout(images, recipe.data.holdout, recipe.training.seed, recipe.data.group_by)
-    return _train(Job(base, images, recipe, modules, *sides, folder, cache, listener, logs), keep_hashes)
+    job = Job(base, images, recipe, places, modules, keep, held_out, folder, cache, listener, logs)
+    return _train(job, keep_hashes)
 
 
 def require_splits(base: Base, recipe: Recipe) -> int | None:
@@ -138,7 +138,10 @@ def _measured_splits(
     cache: Cache | None,
     listener: Listener,
 ) -> tuple[str, ...]:
-    """Choose places; pairs lie with the run's own, so that what goes on after an interruption chooses the same."""
+    """Choose places on some of all images, as `inspect` with the same images marks them.
+
+    Pairs lie with the run's own, so that what goes on after an interruption chooses the same.
+    """
     (folder / "pairs").mkdir(parents=True, exist_ok=True)
     facts = measure_drift(
         base,
@@ -176,9 +179,8 @@ def _train(job: Job, keep_hashes: bool) -> Patch:
 
 def _content(job: Job, figures: Figures, hashes: np.ndarray | None) -> PatchContent:
     base, recipe = job.base, job.recipe
-    places = choose_places(base.model, recipe.splits, base.name, recipe.fixer)
     manifest = Manifest(
-        splits=tuple(split_facts(place, recipe.fixer) for place in places),
+        splits=tuple(split_facts(place, recipe.fixer) for place in job.places),
         fixer=recipe.fixer,
         attack=recipe.attack,
         more_attacks=recipe.more_attacks,
@@ -205,7 +207,9 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _claim_folder(folder: Path, recipe: Recipe, base: Base, images: ImageSet, resume: bool) -> None:
+def _claim_folder(
+    folder: Path, recipe: Recipe, base: Base, images: ImageSet, held_out: np.ndarray, resume: bool
+) -> None:
     """Take the folder for this run: what an interrupted run left is taken up with `resume`, else dropped.
 
     Pairs are named after all that shaped them, so those of an earlier run are never wrong and stay.
@@ -213,12 +217,12 @@ def _claim_folder(folder: Path, recipe: Recipe, base: Base, images: ImageSet, re
     settings = {
         **asdict(recipe),
         "versions": versions(),
-        "base": base.fingerprint,
+        "base": base.identity,
         "images": images.digest(),
+        "held_out": held_out.tolist(),  # with groups, the names of the images decide it too
         "range": list(base.input_range),
     }
-    if not claim_state(folder, json.dumps(settings, sort_keys=True), resume):
-        shutil.rmtree(folder / "fit", ignore_errors=True)
+    claim_state(folder, json.dumps(settings, sort_keys=True), resume, ["fit"])
     for name in ("pairs", "fit"):
         (folder / name).mkdir(exist_ok=True)
     attacked = len(recipe.attacks) + (recipe.data.views if recipe.training.attacker == "base" else len(recipe.attacks))

@@ -248,6 +248,7 @@ def test_setting(words: str, message: str, hint: str) -> None:
 EVALUATION = [
     *((words, message, hint) for words, message, hint in SETTINGS[:11] if "--attack " not in words),
     ("--attack autopgd,fgms", "--attack is 'fgms'", "Did you mean 'fgsm'"),
+    ("--seed -1", "--seed is -1; it has to be from 0 to 2147483647", ""),
     ("--attack ,", "No attack or no attacker is named", "Known: autopgd"),
     ("--attacker bsae", "--attacker is 'bsae'", "Did you mean 'base'"),
     ("--attacker base --attacker bsae", "--attacker is 'bsae'", "Known: base, surrogate, patched, black-box"),
@@ -315,6 +316,8 @@ OUTPUTS = [
     ("apply model.keras patch.h5 --only res_blok_1", "res_blok_1", "Did you mean 'res_block_1'"),
     ("apply model.keras patch.h5 patch.h5", "res_block_1", ""),
     ("train --split res_block_1 --out new.h5", "No images are named", "Pass --data"),
+    ("craft model.keras --data small --seed -1", "--seed is -1; it has to be from 0", ""),
+    ("inspect model.keras --data small --seed -1", "--seed is -1; it has to be from 0", ""),
 ]
 
 

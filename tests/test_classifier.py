@@ -293,6 +293,18 @@ def test_many_samples_are_nearer_to_the_expectation_than_one(base: Base, unseen:
     assert many.exact is many and many.variant("dlr", "float32").samples == many.unit_range.samples == 16
 
 
+def test_a_model_of_any_size_that_takes_no_small_image_is_attacked() -> None:
+    """ART asks it about an image of the estimator's shape, which was 32 x 32 where the model leaves it open."""
+    image = keras.Input((None, None, 1))
+    h = keras.layers.Conv2D(2, 40, strides=8)(image)
+    model = keras.Model(image, keras.layers.Dense(3)(keras.layers.GlobalAveragePooling2D()(h)))
+    x = np.random.default_rng(0).random((2, 64, 64, 1), np.float32)
+    y = keras.ops.convert_to_numpy(model(x)).argmax(1)
+    keys = np.arange(2, dtype=np.uint8)[:, None]
+    found = attack_images(attack_named("autopgd", eps="8/255", steps=2), KerasClassifier(model), x, y, keys)
+    assert 0 < np.abs(found - x).max() <= 8 / 255 + 1e-6
+
+
 @pytest.mark.slow
 def test_attack_through_the_expectation_breaks_more(base: Base, unseen: ImageSet) -> None:
     model, (x, y) = restless(base), images(unseen, 40)

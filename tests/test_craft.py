@@ -73,6 +73,10 @@ def test_pairs_are_made_in_the_range_that_suits_the_images(model_file: Path, sma
     assert clean.max() > 200 and np.abs(adversarial - clean).max() == pytest.approx(8, rel=1e-3)
     with pytest.raises(SettingError, match="No attack is named"):
         fixpatch.make_pairs(fixpatch.as_base(bytewise), small, [])
+    with pytest.raises(SettingError, match="--views is 1 with 2 attacks"):  # the second met no image, in silence
+        fixpatch.make_pairs(fixpatch.as_base(bytewise), small, ["fgsm", "pgd"])
+    with pytest.raises(SettingError, match="--seed is -1"):
+        fixpatch.make_pairs(fixpatch.as_base(bytewise), small, seed=-1)
 
 
 def test_what_the_model_is_known_to_say_changes_no_pair(base: Base, small: ImageSet) -> None:
@@ -177,7 +181,7 @@ def test_views_and_software_name_a_shard_too(base: Base, small: ImageSet, monkey
     assert first != second, "another view starts its attack elsewhere, with the same pixels too"
     assert f"fixpatch {fixpatch.__version__}" in _software()
     assert any(part.startswith("adversarial-robustness-toolbox 1.") for part in _software())
-    monkeypatch.setattr("fixpatch.craft._software", lambda: ("another",))
+    monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", "another")  # within a process, as its device may change
     assert names(base.logits, small)[0] != first
 
 

@@ -17,6 +17,7 @@ from fixpatch.data import ImageSet, load_images
 from fixpatch.errors import DataError, FixpatchError, SettingError
 from fixpatch.holdout import split_holdout, stratify
 from fixpatch.rows import StoredRows
+from fixpatch.samples import _list_items
 
 RNG = np.random.default_rng(0)
 SHAPE = (8, 8, 3)
@@ -251,6 +252,26 @@ def test_the_parts_of_a_data_set_are_no_classes(tmp_path):
 def test_a_class_may_begin_with_underscores(tmp_path):
     images, _ = load(fill(tmp_path, names=("__ant", "bee")))
     assert images.classes == ("__ant", "bee") and len(images) == 4
+
+
+@pytest.mark.parametrize("at", ["bee", "bee/more"])
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch, at):
+    """Its images were missing without a word."""
+    fill(tmp_path)
+    for name in ("bee/more", "bee/.hidden"):
+        (tmp_path / name).mkdir()
+    scandir = os.scandir
+
+    def failing(path="."):
+        if Path(path) in (tmp_path / at, tmp_path / "bee/.hidden"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", failing)
+    with pytest.raises(DataError, match=f"Cannot list '{tmp_path / at}': Permission denied"):
+        load(tmp_path)
+    with pytest.raises(DataError, match=f"Cannot list '{tmp_path / at}'"):
+        _list_items(tmp_path)
 
 
 def test_links_in_a_circle_end(tmp_path):

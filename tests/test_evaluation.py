@@ -13,7 +13,7 @@ from broken import BROKEN
 from scipy.stats import binomtest
 
 import fixpatch
-from fixpatch.arena import enter, judge_right
+from fixpatch.arena import enter, judge_right, measure_unrest
 from fixpatch.classifier import KerasClassifier
 from fixpatch.data import ImageSet
 from fixpatch.errors import PatchError, SettingError
@@ -151,6 +151,21 @@ def test_random_answers_cost_several_passes(base: Base, unseen: ImageSet) -> Non
     assert random_least[0] == 8 * plain_least[0]
 
 
+def test_unrest_is_between_any_two_passes(base: Base, unseen: ImageSet) -> None:
+    """It was against the first pass only, which may be half of it."""
+    few = unseen.take(range(2))
+    restless = as_base(BROKEN["at random"](base.model), input_range=(0, 1))
+    seeds = next(layer for layer in restless.model.layers if hasattr(layer, "seeds")).seeds
+    judge = KerasClassifier(restless.logits, lean=False)
+    start = np.array([2, 0], np.uint32)  # of numbers of which the first pass is none of the two that are furthest apart
+    seeds.state.assign(start)
+    found = measure_unrest(judge, few, restless)
+    seeds.state.assign(start)
+    passes = [keras.ops.convert_to_numpy(restless.logits(few.to_range((0, 1)))) for _ in range(5)]
+    assert found == pytest.approx(max(np.abs(one - other).max() for one in passes for other in passes), rel=1e-4)
+    assert found > 1.01 * max(np.abs(one - passes[0]).max() for one in passes), "or this shows nothing"
+
+
 def test_a_patch_that_hides_its_gradient_is_flagged(base: Base, patch: Patch, unseen: ImageSet) -> None:
     weights = patch.content.weights | {
         path: {
@@ -255,6 +270,13 @@ def test_refusals(base: Base, patch: Patch, unseen: ImageSet) -> None:
         fixpatch.evaluate(base, patch, unseen, attacks=["pdg"])
     with pytest.raises(SettingError, match="--attacker"):
         fixpatch.evaluate(base, patch, unseen, attackers=["everyone"])
+    for odd in ("pdg", "fgsm,pdg"):  # a text was read letter by letter
+        with pytest.raises(SettingError, match="--attack is 'pdg'"):
+            fixpatch.evaluate(base, patch, unseen, attacks=odd)
+    with pytest.raises(SettingError, match="--attacker is 'everyone'"):
+        fixpatch.evaluate(base, patch, unseen, attackers="base,everyone")
+    with pytest.raises(SettingError, match="--seed is -1"):
+        fixpatch.evaluate(base, patch, unseen, seed=-1)
     with pytest.raises(SettingError, match="--budget"):
         fixpatch.evaluate(base, patch, unseen, budget="lavish")
     from fixpatch import demo

@@ -13,6 +13,7 @@ from fixpatch import features as feature_room
 from fixpatch.classifier import KerasClassifier
 from fixpatch.config import FixerConfig, TrainingConfig
 from fixpatch.craft import Pairs, craft_pairs
+from fixpatch.epochs import WEIGHTS, best_epoch, cut_history, read_history
 from fixpatch.errors import FixpatchError
 from fixpatch.features import PairFeatures
 from fixpatch.fit import InOrder, fit_modules, shuffled
@@ -82,7 +83,7 @@ def test_interrupted_inside_a_checkpoint_resumes_from_the_one_before(
     def cut_off(model: keras.Model, filepath: Path, *args: object, **kwargs: object) -> None:
         calls.append(filepath)
         save(model, filepath, *args, **kwargs)
-        if len([name for name in calls if "latest" in str(name)]) == 2:
+        if len(calls) == 2:
             Path(filepath).write_bytes(Path(filepath).read_bytes()[:1000])
             raise KeyboardInterrupt
 
@@ -93,6 +94,31 @@ def test_interrupted_inside_a_checkpoint_resumes_from_the_one_before(
     assert [path.name for path in (tmp_path / "cut").glob("epoch-*")] == ["epoch-000001"]
     resumed, _, _ = fitted(base, pairs, CONFIG, tmp_path / "cut")
     assert same(whole, resumed)
+
+
+def test_only_the_last_and_the_best_epoch_are_kept(base: Base, pairs: tuple, tmp_path: Path) -> None:
+    """The best weights are a checkpoint like any other: what is cut off leaves none but those of its history."""
+    weights, _, chosen = fitted(base, pairs, CONFIG, tmp_path / "fit")
+    assert {path.name for path in (tmp_path / "fit").glob("epoch-*")} == {f"epoch-{n:06d}" for n in (chosen, 4)}
+    assert [path.name for path in (tmp_path / "fit").rglob("*.weights.h5")] == [WEIGHTS] * len({chosen, 4})
+    again, _, _ = fitted(base, pairs, CONFIG, tmp_path / "fit")
+    assert same(weights, again)
+
+
+def test_the_best_epoch_is_the_first_of_equals_and_the_last_without_a_holdout() -> None:
+    assert best_epoch([{"val_score": score} for score in (0.1, 0.3, 0.3, 0.2)]) == 2
+    assert best_epoch([{"loss": 1.0}] * 3) == 3
+
+
+def test_a_history_without_a_fault_is_not_written_anew(tmp_path: Path) -> None:
+    """It was, at every start: cut off there, the epochs were there and their history was not."""
+    path = tmp_path / "history.csv"
+    path.write_text("epoch,loss\n0,2\n1,1\n")
+    before = path.stat().st_ino, path.stat().st_mtime_ns
+    cut_history(tmp_path, 2)
+    assert (path.stat().st_ino, path.stat().st_mtime_ns) == before
+    cut_history(tmp_path, 1)
+    assert read_history(tmp_path) == [{"epoch": 0.0, "loss": 2.0}]
 
 
 @pytest.mark.slow

@@ -274,6 +274,31 @@ def test_one_use_of_a_shared_nested_model_can_be_patched_alone() -> None:
     assert not np.array_equal(one, other)
 
 
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize("turn", ["permute", "transpose", "moveaxis"])
+def test_a_layout_that_is_turned_first_is_that_of_the_image(turn: str, inside: bool) -> None:
+    """Models of other frameworks come so; they were taken for channels_last, and no image could become theirs."""
+    turns = {
+        "permute": layers.Permute((2, 3, 1)),
+        "transpose": lambda x: keras.ops.transpose(x, (0, 2, 3, 1)),
+        "moveaxis": lambda x: keras.ops.moveaxis(x, 1, -1),
+    }
+    stem = layers.Conv2D(4, 3, name="a")
+    x = keras.Input((3, 8, 9))
+    h = layers.Rescaling(2.0)(turns[turn](x))
+    if inside:
+        within = keras.Input((8, 9, 3))
+        stem = keras.Model(within, stem(within))
+    model = keras.Model(x, layers.Dense(3)(layers.GlobalAveragePooling2D()(stem(h))))
+    base = as_base(model)
+    assert (base.channels_first, base.image_shape) == (True, (8, 9, 3))
+    last = keras.Input((8, 9, 3))
+    first = layers.Conv2D(4, 3, data_format="channels_first")(layers.Permute((3, 1, 2))(last))
+    other = layers.Dense(3)(layers.GlobalAveragePooling2D(data_format="channels_first")(first))
+    base = as_base(keras.Model(last, other))
+    assert (base.channels_first, base.image_shape) == (False, (8, 9, 3))
+
+
 def test_channels_first_features_get_a_fixer_on_their_axis() -> None:
     x = keras.Input((3, 8, 8))
     h = layers.Conv2D(4, 3, padding="same", activation="relu", data_format="channels_first", name="a")(x)

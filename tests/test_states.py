@@ -83,6 +83,22 @@ def test_a_state_goes_when_the_run_ends_and_stays_when_pairs_are_finished(tmp_pa
     assert claim_state(state, "b", resume=False) is False
 
 
+def test_what_other_settings_left_goes_before_the_new_ones_are_noted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other way round, a run that is killed between the two goes on with the old one's checkpoints."""
+    claim_state(tmp_path, "a", False, ["fit"])
+    (tmp_path / "fit").mkdir()
+    assert claim_state(tmp_path, "a", True, ["fit"])
+    assert (tmp_path / "fit").exists()
+    monkeypatch.setattr("shutil.rmtree", lambda path: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        claim_state(tmp_path, "b", False, ["fit"])
+    monkeypatch.undo()
+    assert not claim_state(tmp_path, "b", True, ["fit"]), "there is nothing that it could go on with"
+    assert not (tmp_path / "fit").exists()
+
+
 HOLDING = """
 import sys
 from pathlib import Path

@@ -158,6 +158,42 @@ def test_refusals_come_before_the_work(base: Base, small: ImageSet) -> None:
         fixpatch.train(base, small, SPLITS, epoch=3)
 
 
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"classes": ("a", "b")}, "have 2 classes; model.keras has 10"),
+        ({"y": np.arange(60) % 11}, "from 0 to 10; expected 0 to 9"),
+        ({"names": ("one",)}, "60 images, 60 labels and 1 names"),
+        ({"x": np.zeros((60, 9, 8, 1), np.uint8)}, r"are \(9, 8, 1\)"),
+        ({"x": np.zeros((0, 8, 8, 1)), "y": np.zeros(0, int), "names": ()}, "0 images"),
+    ],
+)
+def test_images_in_memory_that_are_not_the_bases(base: Base, small: ImageSet, change: dict, says: str) -> None:
+    """Classes of another number were told after the whole training, and its checkpoints were gone then."""
+    with pytest.raises(DataError, match=says):
+        fixpatch.train(base, replace(small, **change), SPLITS, **QUICK)
+
+
+def test_a_run_goes_on_with_no_other_base_and_no_other_holdout(base: Base, small: ImageSet, tmp_path: Path) -> None:
+    """A base may compute otherwise under the same fingerprint, and names decide the hold-out where there are groups."""
+    recipe = build_recipe(SPLITS, attack="fgsm", eps="40/255", views=1, epochs=1, group_by=r"\d+")
+    grouped = replace(small, names=tuple(f"{i % 6}" for i in range(60)))
+    with pytest.raises(KeyboardInterrupt):
+        train_recipe(base, grouped, recipe, tmp_path, listener=Interrupt(30))
+    other = keras.models.clone_model(
+        base.model,
+        clone_function=lambda layer: type(layer).from_config(
+            {**layer.get_config(), **({"dtype": "mixed_bfloat16"} if layer.name == "conv_block_1" else {})}
+        ),
+    )
+    other.set_weights(base.model.get_weights())
+    assert as_base(other).fingerprint == base.fingerprint, "or this shows nothing"
+    moved = replace(grouped, names=tuple(f"{(i + i // 6) % 6}" for i in range(60)))
+    for one, images in ((as_base(other), grouped), (base, moved)):
+        with pytest.raises(SettingError, match="other settings, images or another base"):
+            train_recipe(one, images, recipe, tmp_path, resume=True)
+
+
 @pytest.mark.slow  # test_fit interrupts the fitting in the default run
 @pytest.mark.parametrize("steps", [30, 121, 124])
 def test_interrupted_run_resumes_to_the_same_bytes(

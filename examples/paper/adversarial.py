@@ -7,7 +7,6 @@ for every batch. `fit_whole` does both, and trains a base with denoise blocks in
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,7 +20,16 @@ from pairing import MADE_ON, Batch, Batches, make_batches, weaken
 
 import fixpatch
 from fixpatch.config import FixerConfig, TrainingConfig
-from fixpatch.epochs import BEST, build_callbacks, close_logs, cut_history, epochs_done, read_history, require_finite
+from fixpatch.epochs import (
+    best_epoch,
+    build_callbacks,
+    close_logs,
+    cut_history,
+    epochs_done,
+    read_history,
+    require_finite,
+    weights_of,
+)
 from fixpatch.errors import SettingError
 from fixpatch.fit import build_optimizer
 from fixpatch.graft import build_modules, graft
@@ -94,9 +102,9 @@ def fit_whole(task: Task, **settings: Any) -> Outcome:
         batches = make_batches(task, learner, how.made_on, how.chooser, how.steps, listener)
         model = WholeModel(learner.logits, how.batchnorm == "trained")
         history = fit(model, how, task.folder / "fit", batches, listener)
-    best = int(np.argmax([row["val_score"] for row in history]))
+    best = best_epoch(list(history))
     defended = fixpatch.as_base(learner.model, input_range=task.base.input_range, name=f"adversarial-{how.made_on}")
-    return Outcome(defended, history[best]["val_score"], best + 1, len(history), history)
+    return Outcome(defended, history[best - 1]["val_score"], best, len(history), history)
 
 
 def describe(task: Task, *, epochs: int, **settings: Any) -> dict[str, Any]:
@@ -110,10 +118,9 @@ def claim(task: Task, how: Settings) -> None:
     """Take `task.folder` for this training; what one with other settings, or another fixpatch, left there goes."""
     settings = task.settings(**asdict(how))
     try:
-        claim_state(task.folder, settings, resume=True)
+        claim_state(task.folder, settings, True, ["fit"])
     except SettingError:
-        shutil.rmtree(task.folder / "fit", ignore_errors=True)
-        claim_state(task.folder, settings, resume=False)
+        claim_state(task.folder, settings, False, ["fit"])
 
 
 def copy_base(task: Task, how: Settings) -> fixpatch.Base:
@@ -183,8 +190,9 @@ def fit(
             hooks.on_epoch_end(epoch, row)
     finally:
         close_logs(callbacks)
-    model.load_weights(folder / BEST)
-    return tuple({**row, "epoch": row["epoch"] + 1} for row in read_history(folder))
+    history = read_history(folder)
+    model.load_weights(weights_of(folder, best_epoch(history)))
+    return tuple({**row, "epoch": row["epoch"] + 1} for row in history)
 
 
 def mean_logs(
