@@ -125,6 +125,11 @@ class Arena:
         """The model whose robustness is in question: the defended one, else the base."""
         return self.models.get("patch", self.models["base"])
 
+    @property
+    def white_box(self) -> str:
+        """The attacker who has the model whose robustness is in question."""
+        return "base" if self.defence is None else "patched"
+
     def target(self, name: str) -> Target:
         """Return the base or the defended model (`patch`) as a target."""
         if name not in self.known:
@@ -169,6 +174,7 @@ class Arena:
         outside = cached = 0
         for shard in self.craft(target, config, seed):
             for name, model in self.models.items():
+                model.judge.start_over()
                 right[name].append(judge_right(model.judge, shard.adversarial, shard.y))
             outside += count_outside(shard.clean, shard.adversarial, config, self.base.input_range)
             cached += len(shard.y) * shard.cached
@@ -219,6 +225,7 @@ def measure_unrest(judge: KerasClassifier, images: ImageSet, base: Base) -> floa
     rows = np.linspace(0, len(images) - 1, min(8, len(images))).astype(int)  # they come by class
     few = to_model(images.take(rows).to_range(base.input_range), base.channels_first)
     passes = []
+    judge.start_over()
     for _ in range(PASSES):
         judge.forget()  # what is remembered would agree with itself
         passes.append(judge.predict(few))

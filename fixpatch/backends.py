@@ -102,6 +102,12 @@ def open_saved_model(folder: Path) -> Scores:
     return run
 
 
+def draw_as_new(model: keras.Model) -> None:
+    """Let the random layers of a model draw as in a process that has asked it nothing yet."""
+    for number, variable in enumerate(filter(_is_seed, model.non_trainable_variables)):
+        variable.assign(np.array([number, 0], variable.dtype))
+
+
 def _compiler() -> tuple[Callable[[keras.Model, Objective], Gradients], Callable[[keras.Model], Scores]]:
     backend = keras.backend.backend()
     if backend not in BACKENDS:
@@ -216,7 +222,9 @@ def _gradient_in_torch(model: keras.Model, objective: Objective) -> Gradients:
             logits = model(image, training=False)
             value = objective(logits, keras.ops.convert_to_tensor(y))
             # Along the way to the image only: nothing is added to any weight's `grad`.
-            (gradient,) = torch.autograd.grad(value.sum(), image)
+            ways = torch.autograd.grad(value.sum(), image, allow_unused=True) if value.requires_grad else (None,)
+            # A model that rounds has no gradient at all: zeros, as above.
+            gradient = torch.zeros_like(image) if ways[0] is None else ways[0]
         return tuple(keras.ops.convert_to_numpy(part) for part in (value, logits, gradient))
 
     return run

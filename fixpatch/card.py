@@ -150,10 +150,11 @@ def _describe_base(facts: Mapping[str, Any]) -> Iterator[str]:
 
 def _describe_data(facts: Mapping[str, Any]) -> Iterator[str]:
     data, names = facts["data"], facts["class_names"]
+    again = " in every epoch" if facts["training"].get("attacker") == "patched" else ""
     kept_back = f"{per_cent(data['holdout'])} % of what there was had" if data["holdout"] else "none had"
     yield (
         f"The {facts['fixer']['module']} modules were trained on {facts['images']:,} labelled images; "
-        f"{kept_back} been kept back. Each was augmented {data['views']} time{'s' * (data['views'] > 1)} "
+        f"{kept_back} been kept back. Each was augmented {data['views']} time{'s' * (data['views'] > 1)}{again} "
         f"(preset `{data['augment']}`) and attacked."
     )
     yield ""

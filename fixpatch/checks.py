@@ -131,9 +131,9 @@ def _removes_not_reads(evidence: Evidence) -> Answer:
     if faults:
         return WARN, f"{sentence('; '.join(faults))}: it may read the perturbation, not remove it.", numbers
     if again is None:
-        return OPEN, "The pairs were not made again with other labels, another seed and half the eps.", numbers
+        return OPEN, "The pairs were not made again with another seed and half the eps.", numbers
     most = max(0, *falls.values())
-    return PASS, f"Pairs made again in three other ways cost at most {images(most)} of {len(first):,}.", numbers
+    return PASS, f"Pairs made again in {len(falls)} other ways cost at most {images(most)} of {len(first):,}.", numbers
 
 
 QUESTIONS: dict[str, Callable[[Evidence], Answer]] = {

@@ -14,7 +14,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from fixpatch.backends import expected_gradients, expected_scores, forward, value_and_gradient
+from fixpatch.backends import draw_as_new, expected_gradients, expected_scores, forward, value_and_gradient
 from fixpatch.graph import calls, channels_first
 from fixpatch.heads import logits_view
 from fixpatch.lean import lean_copy
@@ -122,6 +122,11 @@ class KerasClassifier(ClassGradientsMixin, ClassifierMixin, LossGradientsMixin, 
         for other in (*made.values(), *self._variants.values()):
             if other is not self:
                 other.forget()
+
+    def start_over(self) -> None:
+        """Forget, and let random layers draw as in a new process: nothing asked or cached before shapes an answer."""
+        self.forget()
+        draw_as_new(self._logits)
 
     def _like(self, model: keras.Model, **changes: Any) -> KerasClassifier:
         kept = ("batch_size", "loss", "precision", "samples", "joint")

@@ -46,7 +46,8 @@ def conclude(
     """
     y, classes, defended = arena.images.y, arena.base.classes, arena.defended
     standing = stand(defended.clean, [run.right[defended.name] for run in runs])
-    standing[rows] &= probes.at_last
+    if arena.white_box in plan.attackers:  # else the headline would be that of an attacker who was left out
+        standing[rows] &= probes.at_last
     patch, scores = arena.patch, tuple(_list_scores(arena, runs))
     evidence = Evidence(
         clean={name: model.clean for name, model in arena.models.items()},

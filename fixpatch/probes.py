@@ -23,7 +23,6 @@ from fixpatch.variations import (
     base_plan,
     eps_sweep,
     lengthened,
-    on_predicted,
     restarting,
     scaled,
     sibling,
@@ -104,7 +103,7 @@ def measure_probes(arena: Arena, config: AttackConfig, *, thorough: bool, known:
         thorough: Sweep the iterations too, and vary the attack that is made on the base.
         known: What `config` itself, made on the judged model with this seed, left of these images; None attacks them.
     """
-    attacker, name = ("patched", "patch") if arena.defence else ("base", "base")
+    attacker, name = arena.white_box, arena.defended.name
     # What is attacked is what is judged: nothing is to carry over, so that broken images may rest.
     target = replace(arena.target(name), settle=True)
     runs = _attack_judged(arena, attacker, target, config, thorough, known)
@@ -193,11 +192,11 @@ def _attack_base(arena: Arena, config: AttackConfig) -> tuple[dict[AttackConfig,
     other_seed = arena.attack("base", target, restarting(config), seed=arena.seed + 1)
     again = {
         "as evaluated": runs[config],
-        "predicted labels": runs[on_predicted(config)],
         "another seed": other_seed,
         "half the eps": runs[scaled(config, 0.5)],
     }
-    # Images that the base gets wrong are attacked with predicted labels only: no two ways could be compared on them.
+    # Images that the base gets wrong are attacked with predicted labels only: no two ways could be compared on them. On
+    # the others predicted labels are the true ones.
     rows = np.flatnonzero(arena.models["base"].clean)
     return runs, {way: run.right["patch"][rows] for way, run in again.items()}, other_seed.outside
 

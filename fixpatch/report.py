@@ -107,15 +107,9 @@ def write_training_report(
             patch=patch,
             epochs=panels.epochs(facts),
             run=panels.training_run(facts),
-            attacked_model="the patched model as it learned" if _trained_against(patch) == "patched" else "the base",
         )
     )
     _write(page, path, force)
-
-
-def _trained_against(patch: Mapping[str, Any] | None) -> str:
-    training = patch.get("training", {}) if patch else {}
-    return str(training.get("attacker", "base"))
 
 
 def _write(page: str, path: Path, force: bool) -> None:
@@ -153,8 +147,10 @@ def _environment() -> Environment:
 def list_facts(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Write settings, each with its name; what has a table of its own is left out."""
     apart = ("splits", "class_names", "versions")
+    if "norm" in facts:  # a radius is one of grey levels in one of the norms only
+        facts = {**facts, "eps": eps_of(facts["eps"], facts["norm"])}
     return [
-        (name.replace("_", " "), _written(name, value))
+        (name.replace("_", " "), value if name == "eps" and isinstance(value, str) else _written(name, value))
         for name, value in facts.items()
         if name not in apart and not (isinstance(value, Mapping) and "value" not in value)
     ]

@@ -60,6 +60,7 @@ class Comparison:
     """McNemar's exact test between base and patch, on the same clean images or both under the same attack.
 
     Attributes:
+        targets: How many classes the attack aimed at; 0 where untargeted.
         base_only, patch_only: Images that only the one, or only the other, gets right.
         p_value: Two-sided; 1 where the two never differ.
     """
@@ -70,6 +71,7 @@ class Comparison:
     base_only: int
     patch_only: int
     p_value: float
+    targets: int = 0
 
 
 @dataclass(frozen=True)
@@ -135,8 +137,8 @@ class Evaluation:
             base alone.
         classes: Names, in the order of the class ids.
         attackers: Who attacked.
-        worst: Robust accuracy of the patch, else of the base, per image over all attacks and attackers that ran, those
-            of the checks inside the same ball included: the headline.
+        worst: Robust accuracy of the patch, else of the base, per image over all attacks and attackers that ran: the
+            headline. Where one of them has that model, what the checks make on it inside the same ball counts too.
         worst_by_class: The same on the images of each class.
         verdict: `pass`, `warn` or `not established` (see `checks.verdict`): whether these figures can be believed, not
             whether they are good.

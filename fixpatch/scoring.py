@@ -81,7 +81,8 @@ def compare(right: Mapping[str, Array], made: Mapping[str, Any]) -> Comparison:
     patch_only = int((right["patch"] & ~right["base"]).sum())
     differ = base_only + patch_only
     p_value = float(binomtest(base_only, differ).pvalue) if differ else 1.0
-    return Comparison(made["attacker"], made["made_on"], made["attack"], base_only, patch_only, p_value)
+    named = {name: made[name] for name in ("attacker", "made_on", "attack", "targets") if name in made}
+    return Comparison(base_only=base_only, patch_only=patch_only, p_value=p_value, **named)
 
 
 def stand(clean: Array, attacked: Sequence[Array]) -> Array:

@@ -63,7 +63,7 @@ def white_box_plan(config: AttackConfig, size: int, thorough: bool) -> list[Atta
 
 def base_plan(config: AttackConfig) -> list[AttackConfig]:
     """Return the attacks on the base whose images the patched model is shown; the other seed comes on top."""
-    return list(dict.fromkeys([*eps_sweep(config), *steps_sweep(config), on_predicted(config)]))
+    return list(dict.fromkeys([*eps_sweep(config), *steps_sweep(config)]))
 
 
 def eps_sweep(config: AttackConfig) -> list[AttackConfig]:
@@ -94,11 +94,6 @@ def lengthened(config: AttackConfig, factor: float) -> AttackConfig:
 def restarting(config: AttackConfig) -> AttackConfig:
     """Return the attack from a random start at least."""
     return replace(config, restarts=max(1, config.restarts))
-
-
-def on_predicted(config: AttackConfig) -> AttackConfig:
-    """Return the attack on the labels that the attacked model predicts."""
-    return replace(config, attack_labels="predicted")
 
 
 def sibling(name: str, config: AttackConfig) -> AttackConfig:

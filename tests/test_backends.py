@@ -64,6 +64,13 @@ def test_a_random_model_draws_anew_in_every_pass() -> None:
     assert not any(np.allclose(one, other) for i, one in enumerate(found) for other in found[:i])
 
 
+def test_a_model_without_any_gradient_has_zeros() -> None:
+    vector = keras.Input((5,))
+    whole = keras.ops.cast(keras.ops.cast(vector, "int32"), "float32")
+    logits, gradient = value_and_gradient(keras.Model(vector, keras.layers.Dense(3)(whole)), cross_entropy)(X, Y)[1:]
+    assert logits.shape == (9, 3) and not gradient.any()
+
+
 @pytest.mark.skipif(keras.backend.backend() == "torch", reason="PyTorch runs eagerly: there is nothing to compile")
 def test_smaller_batches_compile_nothing_anew(linear: keras.Model) -> None:
     gradients, scores = value_and_gradient(linear, cross_entropy), forward(linear)

@@ -100,6 +100,8 @@ def test_several_attacks_of_training_are_all_named(facts: dict[str, Any]) -> Non
     assert "- fgsm: l\\_inf eps 40/255, 1 step\n" in text
     assert "Attacker: `patched` (has the patched model)." in text
     assert "by the attacker of training (`patched`)" in text
+    assert "time in every epoch (preset" in text
+    assert "in every epoch" not in card.write_card(facts, "patch.h5")
 
 
 NASTY = ["a|b", "<script>", "[x](http://e.org)", "`code`", "*b* _i_ ~s~", "&lt;", "back\\slash", "www.e.org"]

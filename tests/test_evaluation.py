@@ -116,6 +116,23 @@ def test_what_the_checks_break_does_not_stand(base: Base, patch: Patch, unseen: 
     assert {check.number: check.verdict for check in result.checks}[2] in ("warn", "not established")
 
 
+def test_the_headline_is_of_the_attackers_that_ran(base: Base, patch: Patch, unseen: ImageSet) -> None:
+    """With the base's attacker alone it fell with the number of images that the checks attack on the patched model."""
+    alone = fixpatch.evaluate(base, patch, unseen, attacks=["fgsm"], attackers=["base"])
+    row = next(score for score in alone.scores if (score.model, score.attacker) == ("patch", "base"))
+    assert alone.worst == row.robust_accuracy
+    assert any((curve.patch[-1].value or 0) < (alone.worst.value or 0) for curve in alone.curves), "or it shows nothing"
+
+
+def test_random_answers_do_not_depend_on_what_the_cache_has(base: Base, unseen: ImageSet, tmp_path: Path) -> None:
+    """Crafting moves the random numbers on, and what is cached does not."""
+    few, broken = unseen.take(range(10)), as_base(BROKEN["at random"](base.model), input_range=(0, 1))
+    asked: dict[str, Any] = {"attacks": ["fgsm"], "attackers": ["base"], "cache": tmp_path}
+    first, again = (fixpatch.evaluate(broken, None, few, **asked) for _ in range(2))
+    assert (first.cached, again.cached > 0) == (0, True)
+    assert replace(first, seconds={}, cached=0) == replace(again, seconds={}, cached=0)
+
+
 def test_scores_that_are_no_numbers_are_never_right(base: Base, unseen: ImageSet) -> None:
     class Undefined(keras.layers.Layer):
         def call(self, logits: Any) -> Any:
@@ -153,14 +170,12 @@ def test_random_answers_cost_several_passes(base: Base, unseen: ImageSet) -> Non
 
 def test_unrest_is_between_any_two_passes(base: Base, unseen: ImageSet) -> None:
     """It was against the first pass only, which may be half of it."""
-    few = unseen.take(range(2))
+    few = unseen.take(range(7))
     restless = as_base(BROKEN["at random"](base.model), input_range=(0, 1))
     seeds = next(layer for layer in restless.model.layers if hasattr(layer, "seeds")).seeds
     judge = KerasClassifier(restless.logits, lean=False)
-    start = np.array([2, 0], np.uint32)  # of numbers of which the first pass is none of the two that are furthest apart
-    seeds.state.assign(start)
     found = measure_unrest(judge, few, restless)
-    seeds.state.assign(start)
+    seeds.state.assign(np.zeros(2, np.uint32))
     passes = [keras.ops.convert_to_numpy(restless.logits(few.to_range((0, 1)))) for _ in range(5)]
     assert found == pytest.approx(max(np.abs(one - other).max() for one in passes for other in passes), rel=1e-4)
     assert found > 1.01 * max(np.abs(one - passes[0]).max() for one in passes), "or this shows nothing"

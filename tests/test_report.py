@@ -31,7 +31,7 @@ from fixpatch.gallery import craft_few, make_gallery, measure_shift, pick_rows
 from fixpatch.graph import calls
 from fixpatch.models import as_base
 from fixpatch.plots import MOST_ROWS, pick_layers
-from fixpatch.report import TEMPLATES, write_report, write_training_report
+from fixpatch.report import TEMPLATES, list_facts, write_report, write_training_report
 from fixpatch.results import Rate
 from fixpatch.scores import Evaluation, Shift
 from fixpatch.threats import attack_named
@@ -282,13 +282,25 @@ def test_training_report(tmp_path: Path) -> None:
 
 def test_training_without_hold_out(tmp_path: Path) -> None:
     path = tmp_path / "train.html"
-    against = {**handmade.described(), "training": {"attacker": "patched"}}
-    write_training_report(handmade.training(held=False), path, command="", patch=against)
+    against = replace(handmade.training(held=False), attacker="patched")
+    write_training_report(against, path, command="", patch=handmade.described())
     page = check_page(path.read_text(encoding="utf-8"))
     said = " ".join(page.text.split())
-    assert "of the training images themselves, under images made on the patched model as it learned" in said
+    assert "of the training images themselves, under images made on each of the two models itself" in said
     assert "Warning: the attack leaves the base 24" in said
     assert not page.all("svg")
+
+
+def test_a_radius_is_one_of_grey_levels_in_one_norm_only() -> None:
+    assert dict(list_facts({"eps": 1.0, "norm": "2", "steps": 5}))["eps"] == "1"
+    assert dict(list_facts({"eps": 8 / 255, "norm": "inf"}))["eps"] == "8/255"
+
+
+def test_aimed_and_other_attacks_are_told_apart(tmp_path: Path) -> None:
+    one = replace(handmade.evaluation().comparisons[-1], attacker="patched", made_on="patched", attack="autopgd-dlr")
+    both = handmade.evaluation(comparisons=(one, replace(one, targets=9)))
+    said = " ".join(check_page(render(tmp_path, both)).text.split())
+    assert "autopgd-dlr patched" in said and "autopgd-dlr x9 patched" in said
 
 
 def test_an_existing_file_stays(tmp_path: Path) -> None:

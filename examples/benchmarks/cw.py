@@ -1,7 +1,7 @@
 """Bar 4: Carlini-Wagner at a usable speed and inside the eps ball.
 
-Attacks the first images of the data, right or wrong, with fixpatch's `cw`, and says how long that took (compiling
-included), what the model still gets right, and whether every image stayed in the ball.
+Attacks some images of the data, drawn by class, right or wrong, with fixpatch's `cw`, and says how long that took
+(compiling included), what the model still gets right, and whether every image stayed in the ball.
 """
 
 from __future__ import annotations

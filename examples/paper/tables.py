@@ -79,7 +79,7 @@ def show_headline(results: Results) -> str:
 def _headline_cells(result: Result) -> list[str]:
     found = [figure(result, attack, labels="true") for attack in ("clean", "autopgd", "fgsm")]
     own = figure(result, "autopgd", attacker="patched", labels="true")
-    return [f"{100 * each['accuracy']:.1f}" if each else "-" for each in (*found, own)]
+    return [*(f"{100 * each['accuracy']:.1f}" if each else "-" for each in found), _with_interval(own)]
 
 
 def show_table1(results: Results) -> str:
