@@ -10,7 +10,7 @@ import typer
 from fixpatch import __version__, console, scoreboard, tables
 from fixpatch import options as opt
 from fixpatch.config import RECIPE, build_recipe
-from fixpatch.endings import hold_to_bar, repeating, require_bar
+from fixpatch.endings import hold_to_bar, repeating, require_bar, typed
 from fixpatch.loading import load_room
 from fixpatch.progress import progress
 from fixpatch.threats import BUDGET
@@ -139,6 +139,8 @@ def evaluate(
     tuned = {name: value for name, value in locals().items() if name in BUDGET}
     opt.require_one_form(json=as_json, csv=as_csv)
     attackers = opt.parse_names(",".join(attacker)) if attacker else None
+    if not use_patch and not typed(ctx, "patch"):
+        patch = None  # that of a settings file or variable gives way to the line
     require_bar(fail_under, attackers, use_patch)
     source = opt.model_file(model, input_range, trust, imports)
     jobs = load_room("jobs", source)

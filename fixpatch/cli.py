@@ -12,7 +12,7 @@ import typer
 
 from fixpatch import __version__, attackcli, cachecli, console, modelcli
 from fixpatch import options as opt
-from fixpatch.endings import DEBUG, Commands
+from fixpatch.endings import DEBUG, INTERRUPTED, Commands
 from fixpatch.loading import load_room
 from fixpatch.settings import FILE, read_settings
 from fixpatch.wording import per_cent
@@ -79,6 +79,8 @@ def demo(
             standalone_mode=False,
         )
         if code:
+            if code == INTERRUPTED:
+                talk.print(f"in {console.plain(str(folder))}/, where the example is")
             raise typer.Exit(code)
     talk.print(f"\nNow in {folder}/: {', '.join(FOUR_LINES)}.")
 

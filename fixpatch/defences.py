@@ -12,7 +12,7 @@ TOLD = ("given", "recorded")
 
 
 def suit_defence(base: Base, defence: Defence) -> Base:
-    """Return `base` with the input range that the defence was made for, unless user or images tell another.
+    """Return `base` with the input range that the defence was made for, where nothing tells its own.
 
     Raises:
         PatchError: A patch for another base.
@@ -21,7 +21,7 @@ def suit_defence(base: Base, defence: Defence) -> Base:
     if isinstance(defence, Patch):
         return suit_base(base, defence.manifest)
     _require_base(defence)
-    adopts = base.range_source not in TOLD and defence.range_source in TOLD
+    adopts = base.range_source == "assumed" and defence.range_source in TOLD
     return base.with_range(defence.input_range, "defence") if adopts else base
 
 

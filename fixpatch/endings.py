@@ -124,6 +124,12 @@ def repeating(ctx: typer.Context) -> str:
     return shlex.join(["fixpatch", name, *model, *words, *flags, *["--force"] * writes])
 
 
+def typed(ctx: typer.Context, name: str) -> bool:
+    """Tell whether an option was given on the command line itself."""
+    source = ctx.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
 def _settings_elsewhere(ctx: typer.Context) -> tuple[list[str], list[str]]:
     """Return the arguments, and the flags, that say what the environment and the settings file said."""
     arguments: list[str] = []

@@ -47,6 +47,6 @@ def require_safe(condition: bool, fault: str) -> None:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return `Did you mean 'x'? ` for the closest of `known`, or an empty string."""
+    """Return `Did you mean 'x'?` for the closest of `known`, or an empty string."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.7)
     return f"Did you mean '{close[0]}'?" if close else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ def require_free(path: Path, force: bool, folder_with: str = "") -> None:
 
     Raises:
         SettingError: `path` exists and `force` is not set, is a folder where a file is to be written or a file where a
-            folder is, or its folder does not exist.
+            folder is, or its folder does not exist or lets nobody write.
     """
     if path.is_dir() and not folder_with:
         raise SettingError(f"'{path}' is a folder; expected a file name to write.")
@@ -32,6 +33,8 @@ def require_free(path: Path, force: bool, folder_with: str = "") -> None:
         raise SettingError(f"'{path}' exists already.", "Pass --force to replace it, or name another file.")
     if not path.parent.is_dir():
         raise SettingError(f"'{path.parent}', the folder to write '{path.name}' in, does not exist.")
+    if not os.access(path.parent, os.W_OK):
+        raise SettingError(f"'{path.parent}', the folder to write '{path.name}' in, cannot be written to.")
 
 
 def is_full(error: OSError) -> bool:

@@ -47,6 +47,9 @@ def _rebuild(
     if prefix in rebuilt:  # a nested model that is called twice stays one model
         return rebuilt[prefix]
     graph = as_functional(model)
+    graph = keras.Model(
+        graph.input, graph.output, name=graph.name
+    )  # as it was never compiled: its loss may be anything
 
     def keep_or_enter(layer: Any) -> Any:
         path = prefix + layer.name

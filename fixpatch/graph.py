@@ -150,6 +150,12 @@ def producer(tensor: keras.KerasTensor) -> tuple[Any, Any]:
     return operation, operation._inbound_nodes[node_index]
 
 
+def output_inside(tensor: keras.KerasTensor) -> keras.KerasTensor:
+    """Return the output, inside it, of the nested model that made `tensor`: it may have several."""
+    operation, _, index = tensor._keras_history
+    return as_functional(operation).outputs[index]
+
+
 def constants(node: Any) -> list[Any]:
     """Return what the operation was called with beside tensors of the graph, such as the 2 in `h * 2`."""
     values = keras.tree.flatten((node.arguments.args, node.arguments.kwargs))

@@ -11,7 +11,16 @@ from typing import Any
 import keras
 
 from fixpatch.errors import ModelError
-from fixpatch.graph import activation_name, as_functional, class_name, is_graph, producer, reserve_names
+from fixpatch.graph import (
+    ACTIVATION_LAST,
+    activation_name,
+    as_functional,
+    class_name,
+    is_graph,
+    output_inside,
+    producer,
+    reserve_names,
+)
 from fixpatch.tails import PASSING, sums_to_one
 
 
@@ -30,7 +39,7 @@ def logits_view(model: keras.Model) -> tuple[keras.Model, str]:
     _require_plain_images(graph)
     if graph.input is not graph.inputs[0] or graph.output is not graph.outputs[0]:
         graph = keras.Model(graph.inputs[0], graph.outputs[0], name=model.name)  # out of its dictionary
-    tensor, kind = raw_scores(graph)
+    tensor, kind = raw_scores(graph.outputs[0])
     if sum(size != 1 for size in tensor.shape[1:]) > 1:
         raise ModelError(
             f"The model's output has shape {tuple(tensor.shape[1:])}; expected one score per class.",
@@ -55,7 +64,8 @@ def logits_view(model: keras.Model) -> tuple[keras.Model, str]:
     if kind == "unknown":
         kind = "probabilities" if sums_to_one(graph) else "logits"
         if kind == "probabilities":
-            tensor = keras.ops.log(keras.ops.maximum(tensor, 1e-30))
+            # In float16 1e-30 is zero, and its logarithm no number.
+            tensor = keras.ops.log(keras.ops.maximum(keras.ops.cast(tensor, "float32"), 1e-30))
     if keras.backend.standardize_dtype(tensor.dtype) != "float32":
         tensor = keras.ops.cast(tensor, "float32")
     if tensor is graph.outputs[0]:
@@ -82,42 +92,45 @@ def _require_plain_images(graph: keras.Model) -> None:
             )
 
 
-def head_path(model: keras.Model) -> set[int]:
-    """Return the ids of the operations between the raw scores and the output, both ends included."""
-    graph = as_functional(model)
-    ids, tensor = set(), graph.outputs[0]
+def head_path(model: keras.Model, output: keras.KerasTensor | None = None) -> set[int]:
+    """Return the ids of the operations between the raw scores and the output, both ends included.
+
+    Args:
+        output: Of the model's outputs the one in question; None for its only one.
+    """
+    ids, tensor = set(), as_functional(model).outputs[0] if output is None else output
     while True:
         operation, node = producer(tensor)
         ids.add(id(operation))
         if is_graph(operation):
-            return ids | head_path(operation)
+            return ids | head_path(operation, output_inside(tensor))
         squash = None if _off_classes(operation, tensor) else _bare_squash(operation)
         if not _passes(operation) and squash is None:
             return ids
         tensor = node.input_tensors[0]
 
 
-def raw_scores(graph: keras.Model) -> tuple[keras.KerasTensor, str]:
-    """Walk back from `graph`'s output to the scores before any softmax or sigmoid.
+def raw_scores(output: keras.KerasTensor) -> tuple[keras.KerasTensor, str]:
+    """Walk back from a model's output to the scores before any softmax or sigmoid.
 
     Returns:
         The symbolic scores and `softmax`, `sigmoid`, `logits` (a linear layer) or `unknown`.
     """
-    tensor = graph.outputs[0]
+    tensor = output
     while True:
         operation, node = producer(tensor)
         if _passes(operation):
             tensor = node.input_tensors[0]
             continue
         if _off_classes(operation, tensor):
-            return graph.outputs[0], "unknown"
+            return output, "unknown"
         squash = _bare_squash(operation)
         if squash is not None:
             return node.input_tensors[0], squash
         if is_graph(operation):
             return _nested_scores(operation, node, tensor)
-        if activation_name(operation) in ("softmax", "sigmoid"):
-            return _without_activation(operation)(node.input_tensors[0]), activation_name(operation)
+        if activation_name(operation) in ("softmax", "sigmoid") and _activates_last(operation):
+            return _without_activation(operation, node.input_tensors[0]), activation_name(operation)
         return tensor, "logits" if activation_name(operation) == "linear" else "unknown"
 
 
@@ -144,17 +157,25 @@ def _off_classes(operation: Any, tensor: keras.KerasTensor) -> bool:
 
 
 def _nested_scores(nested: keras.Model, node: Any, output: keras.KerasTensor) -> tuple[keras.KerasTensor, str]:
-    inner = as_functional(nested)
-    scores, kind = raw_scores(inner)
-    if scores is inner.outputs[0]:
+    inner, end = as_functional(nested), output_inside(output)
+    scores, kind = raw_scores(end)
+    if scores is end:
         return output, kind
     view = keras.Model(inner.input, scores, name=nested.name)  # the name is part of its layers' paths
     return view(*node.arguments.args), kind
 
 
-def _without_activation(layer: keras.layers.Layer) -> keras.layers.Layer:
-    """Return a linear copy of `layer`, with a copy of its weights."""
+def _activates_last(operation: Any) -> bool:
+    """Tell whether the operation applies its activation to what it gives; a recurrent layer applies it inside."""
+    return any(
+        kind.__module__.split(".")[0] == "keras" and ACTIVATION_LAST.fullmatch(kind.__name__)
+        for kind in type(operation).__mro__
+    )
+
+
+def _without_activation(layer: keras.layers.Layer, features: keras.KerasTensor) -> keras.KerasTensor:
+    """Return what a linear copy of `layer`, with a copy of its weights, gives for `features`."""
     copy = type(layer).from_config({**layer.get_config(), "activation": "linear"})
-    copy.build(layer._build_shapes_dict["input_shape"] if layer._build_shapes_dict else layer.input.shape)
+    scores = copy(features)
     copy.set_weights(layer.get_weights())
-    return copy
+    return scores

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from fixpatch.data import ImageSet, load_images
-from fixpatch.errors import DataError
+from fixpatch.errors import DataError, SettingError
 from fixpatch.holdout import stratify
 from fixpatch.models import Base
 from fixpatch.parsing import require_choice
@@ -114,6 +114,9 @@ def load_for(base: Base, images: Images, seed: int, classes: Sequence[str] | Non
 
 def attack_for(name: str, budget: dict[str, Any], patch: Patch | None) -> AttackConfig:
     """Return the attack with the budget that the caller gave, else in the ball that the patch was trained for."""
+    if "," in name:
+        hint = "It may come from fixpatch.toml or FIXPATCH_ATTACK."
+        raise SettingError(f"--attack is '{name}'; one attack is expected here.", hint)
     require_choice(name, tuple(NAMED_ATTACKS), "--attack")
     if patch is not None and "eps" not in NAMED_ATTACKS[name]:
         trained = patch.manifest.attack
@@ -147,10 +150,14 @@ def find_rival(
     names = patch.manifest.class_names
     if images is not None:
         return load_for(base, images, seed, images.classes or names, listener)
-    note = _read_own_note(path, patch, listener)
-    if note is None or not Path(note.data).exists():
+    try:
+        note = _read_own_note(path, patch, listener)
+        if note is None or not Path(note.data).exists():
+            return None
+        loaded = load_for(base, Images(Path(note.data), None, note.skip_unreadable), seed, names, listener)
+    except DataError as error:  # of images that nobody named
+        listener.say(f"note: no images to train a surrogate on: {error.message}")
         return None
-    loaded = load_for(base, Images(Path(note.data), None, note.skip_unreadable), seed, names, listener)
     if loaded.digest() != note.data_digest:
         return None
     return loaded.take(np.setdiff1d(np.arange(len(loaded)), note.held_out))

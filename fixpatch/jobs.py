@@ -17,7 +17,7 @@ from fixpatch.cache import Cache, Shelf, open_cache
 from fixpatch.config import FixerConfig, ModelFile, Recipe, require_seed
 from fixpatch.data import ImageSet
 from fixpatch.drift import IMAGES, measure_drift
-from fixpatch.errors import DataError, SettingError
+from fixpatch.errors import DataError, FixpatchError, SettingError
 from fixpatch.evaluation import choose_plan, describe_run, evaluate_arena, open_arena, require_attacks
 from fixpatch.export import export_adversarial
 from fixpatch.files import require_free
@@ -123,11 +123,22 @@ def train_files(
         )
         patch.save(out, force)
         write_note(out, _note(patch, model.path, images, loaded, recipe))
-        if patched_model is not None:
+    if report is not None and patch.facts is not None:
+        write_training_report(patch.facts, report, command=command, patch=describe(patch.content), force=force)
+    if patched_model is not None:
+        with naming_what_is_there(out):
             save_model(patch.apply(base), patched_model, force, trust=model.trust, imports=model.imports)
-        if report is not None and patch.facts is not None:
-            write_training_report(patch.facts, report, command=command, patch=describe(patch.content), force=force)
     return patch
+
+
+@contextmanager
+def naming_what_is_there(patch: Path) -> Iterator[None]:
+    """Let an error of the block say that the patch is written all the same."""
+    try:
+        yield
+    except FixpatchError as error:
+        error.hint = f"{error.hint} The patch is in '{patch}': `fixpatch apply` writes a model with it.".strip()
+        raise
 
 
 def _require_data(images: Images) -> None:

@@ -13,6 +13,7 @@ from fixpatch.formats import choose_output, marker, require_installed, write_mod
 from fixpatch.graft import survey
 from fixpatch.models import Base, load
 from fixpatch.patches import apply_patches, load_patch, suit_base
+from fixpatch.patchfile import digest_of
 from fixpatch.results import ApplyFacts, ModelFacts
 from fixpatch.samples import gather_sample
 
@@ -55,7 +56,8 @@ def apply_files(
     loaded = [load_patch(path) for path in patches]
     base = load_file(model)
     patched = apply_patches(base, loaded, delta=delta, only=only)
-    sample = gather_sample(suit_base(base, loaded[0].manifest), data, patches)
+    digests = {path: digest_of(patch.content) for path, patch in zip(patches, loaded, strict=True)}
+    sample = gather_sample(suit_base(base, loaded[0].manifest), data, digests)
     written = write_model(patched, out, kind, sample.x, force=force, trust=model.trust, imports=model.imports)
     warnings = [TOGETHER] * (len(patches) > 1)
     warnings += [NOISE] * (sample.origin == "random" and kind in EXPORTS)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,17 +33,20 @@ class Sample:
     origin: str
 
 
-def gather_sample(base: Base, data: Path | None, patches: Sequence[Path]) -> Sample:
+def gather_sample(base: Base, data: Path | None, patches: Mapping[Path, str]) -> Sample:
     """Take images from `data`, else from where a patch was trained, else noise.
+
+    Args:
+        patches: The files, each with the digest of its content: a note beside it may be another patch's.
 
     Raises:
         DataError: `data` cannot be used.
     """
     if data is not None:
         return Sample(_for_model(read_sample(data, base.image_shape), base), "given")
-    for patch in patches:
+    for patch, digest in patches.items():
         with suppress(DataError):  # they are no longer there, or the note is damaged: nobody asked for them
-            if note := read_note(patch):
+            if (note := read_note(patch)) and note.patch == digest:
                 return Sample(_for_model(read_sample(Path(note.data), base.image_shape), base), "training")
     sides = [side or FREE_SIDE for side in base.image_shape]
     noise = np.random.default_rng(0).random((COUNT, *sides), np.float32)

@@ -37,7 +37,7 @@ class Settings:
     surrogate_data: str | None = None
     fail_under: float | None = None
     report: str | None = None
-    norm: Number | None = None
+    norm: int | float | str | None = None  # whose 2 is no 2.0
     eps: Number | None = None
     eps_step: Number | None = None
     steps: int | None = None

@@ -316,6 +316,8 @@ OUTPUTS = [
     ("apply model.keras patch.h5 --only res_blok_1", "res_blok_1", "Did you mean 'res_block_1'"),
     ("apply model.keras patch.h5 patch.h5", "res_block_1", ""),
     ("train --split res_block_1 --out new.h5", "No images are named", "Pass --data"),
+    ("craft model.keras --data small --attack fgsm,pgd", "one attack is expected here", "FIXPATCH_ATTACK"),
+    ("inspect model.keras --data small --attack fgsm,pgd", "one attack is expected here", "FIXPATCH_ATTACK"),
     ("craft model.keras --data small --seed -1", "--seed is -1; it has to be from 0", ""),
     ("inspect model.keras --data small --seed -1", "--seed is -1; it has to be from 0", ""),
 ]

@@ -60,6 +60,11 @@ def test_both_models_take_the_same_images(base: Base, unseen: ImageSet) -> None:
     told = as_base(base.model, input_range=(0, 1))
     with pytest.raises(SettingError, match=r"input_range=\(0, 1\)"):
         open_arena(told, bytewise, unseen)
+    image = keras.Input((8, 8, 1))
+    knows = as_base(keras.Model(image, base.model(keras.layers.Rescaling(1 / 255)(image))))
+    assert (knows.range_source, knows.input_range) == ("graph", (0.0, 255.0))
+    with pytest.raises(SettingError, match="Rescaling"):  # it was judged in 0 to 1, which it does not take
+        open_arena(knows, told, unseen)
     with pytest.raises(SettingError, match=r"fixpatch\.as_base"):
         open_arena(base, base.model, unseen)  # type: ignore[arg-type]
 

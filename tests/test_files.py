@@ -113,6 +113,15 @@ def test_folder_and_missing_folder_are_refused(tmp_path: Path) -> None:
     require_free(tmp_path / "out.h5", force=False)
 
 
+def test_a_folder_that_lets_nobody_write_is_told_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    require_free(tmp_path / "new", force=False)
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path) != tmp_path)  # root may write anywhere
+    with pytest.raises(SettingError, match="cannot be written to"):
+        require_free(tmp_path / "new", force=False)
+
+
 def test_folder_is_replaced_whole_or_stays(tmp_path: Path) -> None:
     path = tmp_path / "out"
     for text in ("first", "second"):

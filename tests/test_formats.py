@@ -391,13 +391,13 @@ def test_sample_has_the_model_s_range_and_layout(pictures: Path) -> None:
     h = layers.Conv2D(4, 1, data_format="channels_first")(x)
     model = keras.Model(x, layers.Dense(2)(layers.GlobalAveragePooling2D(data_format="channels_first")(h)))
     base = as_base(model, input_range=(-1, 1))
-    given, noise = gather_sample(base, pictures, []), gather_sample(base, None, [])
+    given, noise = gather_sample(base, pictures, {}), gather_sample(base, None, {})
     assert (given.x.shape, given.x.dtype, given.origin) == ((15, 3, 10, 10), np.float32, "given")
     assert np.unique(given.x[-1]) == pytest.approx(2 * 6 * 39 / 255 - 1)
     assert (noise.x.shape[:2], noise.origin) == ((16, 3), "random")
     assert noise.x.min() < -0.99
     assert 0.99 < noise.x.max() <= 1
-    assert np.array_equal(noise.x, gather_sample(base, None, []).x)
+    assert np.array_equal(noise.x, gather_sample(base, None, {}).x)
 
 
 def note(patch: Path, data: str) -> None:
@@ -408,10 +408,11 @@ def test_sample_of_what_the_patch_was_trained_on(tmp_path: Path, pictures: Path)
     base = as_base(build())
     note(tmp_path / "a.h5", str(tmp_path / "gone"))
     note_path(tmp_path / "b.h5").write_text("damaged")
-    assert gather_sample(base, None, [tmp_path / "a.h5", tmp_path / "b.h5"]).origin == "random"
+    assert gather_sample(base, None, {tmp_path / "a.h5": "0", tmp_path / "b.h5": "0"}).origin == "random"
     note(tmp_path / "c.h5", str(pictures))
-    found = gather_sample(base, None, [tmp_path / name for name in ("a.h5", "b.h5", "c.h5")])
+    found = gather_sample(base, None, {tmp_path / name: "0" for name in ("a.h5", "b.h5", "c.h5")})
     assert (found.origin, len(found.x)) == ("training", 15)
+    assert gather_sample(base, None, {tmp_path / "c.h5": "1"}).origin == "random", "the note is another patch's"
 
 
 FAULTY: dict[str, Callable[[Path], object]] = {
@@ -428,7 +429,7 @@ FAULTY: dict[str, Callable[[Path], object]] = {
 def test_images_that_cannot_be_used(tmp_path: Path, name: str) -> None:
     FAULTY[name](tmp_path / name)
     with pytest.raises(DataError) as caught:
-        gather_sample(as_base(build()), tmp_path / name, [])
+        gather_sample(as_base(build()), tmp_path / name, {})
     assert name in caught.value.message
     assert caught.value.hint or "x in" in caught.value.message
 

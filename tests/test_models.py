@@ -358,6 +358,62 @@ def test_the_fingerprint_leaves_out_what_does_not_change_the_function(files: Pat
     assert as_base(model).fingerprint == base.fingerprint
 
 
+def two_heads(first: str | None, second: str | None) -> keras.Model:
+    """A nested model with two outputs, of which the second is used."""
+    x = keras.Input((8, 8, 3))
+    h = layers.GlobalAveragePooling2D(name="pool")(layers.Conv2D(4, 3, name="conv")(x))
+    ends = [layers.Dense(5, activation=kind, name=name)(h) for kind, name in ((first, "aux"), (second, "main"))]
+    both = keras.Model(x, ends, name="both")
+    shown = image()
+    return keras.Model(shown, both(shown)[1])
+
+
+@pytest.mark.parametrize("first", ["softmax", None])
+def test_of_a_nested_model_with_several_outputs_the_one_that_is_used_counts(first: str | None) -> None:
+    """It was the first: another classifier was attacked, or this one through its softmax."""
+    model = two_heads(first, "softmax")
+    base = as_base(model)
+    assert base.head == "softmax"
+    found = ops.convert_to_numpy(ops.softmax(base.logits(X)))
+    np.testing.assert_allclose(found, ops.convert_to_numpy(model(X)), atol=1e-6)
+    reasons = {place.path: place.reason for place in base.layers}
+    assert "makes the model's output" in reasons["both/main"] and not reasons["both/pool"]
+    assert "makes the model's output" not in reasons["both/aux"]
+
+
+def test_probabilities_in_half_precision_have_logarithms() -> None:
+    shown = keras.Input((4, 4, 1))
+    flat = layers.Flatten()(shown)
+    ends = [layers.Dense(3, activation="softmax", dtype="mixed_float16")(flat) for _ in range(2)]
+    base = as_base(keras.Model(shown, layers.Average(dtype="mixed_float16")(ends)))
+    assert base.head == "probabilities"
+    loud = ops.convert_to_numpy(base.logits(np.full((1, 4, 4, 1), 1e3, np.float32)))
+    assert loud.dtype == np.float32 and np.isfinite(loud).all()
+
+
+def test_a_recurrent_layer_s_activation_is_no_head() -> None:
+    """It is applied inside: the model was refused as one whose graph cannot be followed."""
+    shown = keras.Input((4, 4, 1))
+    cells = layers.SimpleRNN(3, activation="softmax")(layers.Reshape((4, 4))(shown))
+    base = as_base(keras.Model(shown, cells))
+    x = np.random.default_rng(0).random((3, 4, 4, 1), np.float32)
+    assert base.head in ("logits", "probabilities")
+    order = [ops.convert_to_numpy(each(x)).argsort(-1) for each in (base.model, base.logits)]
+    assert np.array_equal(*order)
+
+
+def test_a_model_that_was_compiled_with_anything_is_grafted() -> None:
+    shown = image()
+    h = layers.Conv2D(4, 3, padding="same", activation="relu", name="a")(shown)
+    model = keras.Model(shown, layers.Dense(3)(layers.GlobalAveragePooling2D()(h)))
+    model.compile("adam", loss=lambda y, scores: ops.mean(scores))
+    base = as_base(model)
+    modules = build_modules(base.model, choose_places(base.model, ["a"], "base"), FixerConfig())
+    patched = graft(base.model, modules)
+    assert np.array_equal(patched.predict(X, verbose=0), model.predict(X, verbose=0))
+    assert not patched.compiled
+
+
 def test_one_bit_of_one_weight_makes_another_fingerprint(files: Path) -> None:
     expected = fixpatch.load(files / "net.keras").fingerprint
     model = keras.models.load_model(files / "net.keras")

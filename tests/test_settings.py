@@ -14,7 +14,7 @@ from typer.testing import CliRunner, Result
 # stands in for it at that time.
 from fixpatch import evaluate, train  # noqa: F401
 from fixpatch.cli import app
-from fixpatch.errors import SettingError
+from fixpatch.errors import ModelError, SettingError
 from fixpatch.settings import read_settings
 
 OPTIONS = {
@@ -71,6 +71,8 @@ def test_values_are_written_as_on_the_command_line(tmp_path: Path) -> None:
     }
     assert (found["eval"]["attack"], found["eval"]["attacker"]) == ("fgsm,pgd", ["base,patched"])
     assert [float(part) for part in found["inspect"]["input_range"].split(",")] == [0, 255]
+    for norm in ("2", '"2"', "inf", '"inf"'):  # a 2 came out as 2.0, which is no norm
+        assert str(settings_of(tmp_path, f"norm = {norm}")["train"]["norm"]) == norm.strip('"')
 
 
 def test_the_attackers_of_eval_are_not_those_of_train(tmp_path: Path) -> None:
@@ -198,6 +200,25 @@ def test_eps_comes_from_flag_variable_file_patch_default(place: Path) -> None:
     (place / "fixpatch.toml").write_text('[train]\neps = "30/255"')
     assert attack_of("--patch", "patch.h5") == 40
     assert attack_of() == 8
+
+
+def test_no_patch_on_the_line_wins_over_a_patch_from_elsewhere(place: Path) -> None:
+    (place / "fixpatch.toml").write_text('patch = "patch.h5"')
+    assert {score["model"] for score in evaluated("--no-patch")["scores"]} == {"base"}
+    result = call("eval", "--data", "small", "--no-patch", "--patch", "patch.h5")
+    assert (result.exit_code, "leaves out the patch 'patch.h5'" in result.stderr) == (2, True)
+
+
+def test_the_patch_is_there_where_the_model_cannot_be_written(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise ModelError("That is no model for such a file.", "Name another.")
+
+    monkeypatch.setattr("fixpatch.jobs.save_model", fail)
+    line = "train --split res_block_1 --data small --attack fgsm --eps 40/255 --views 1 --epochs 1 -o new.h5"
+    result = call(*line.split(), "--save-model", "new.keras")
+    assert result.exit_code == 2
+    assert "Name another. The patch is in 'new.h5': `fixpatch apply`" in " ".join(result.stderr.split())
+    assert {path.name for path in place.glob("new.*")} == {"new.h5", "new.run.json"}
 
 
 def test_table_wins_over_top_level_in_a_command(place: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from fixpatch.models import Base
 from fixpatch.patches import Patch, load_patch
 from fixpatch.patchfile import digest_of
 from fixpatch.results import Listener
-from fixpatch.runs import RunNote, write_note
+from fixpatch.runs import RunNote, note_path, write_note
 from fixpatch.states import claim_state
 from fixpatch.surrogate import surrogate_recipe
 
@@ -125,6 +126,22 @@ def test_the_classes_of_its_note_are_in_the_order_of_the_patch(
     turned = with_classes(patch, *names)
     write_note(tmp_path / "patch.h5", note_of(turned, whole, small_folder))
     assert find(base, tmp_path / "patch.h5", turned).classes == names
+
+
+def test_images_that_nobody_named_stop_no_evaluation(
+    tmp_path: Path, base: Base, patch: Patch, small_folder: Path
+) -> None:
+    """Those of the training may have changed since."""
+    folder = tmp_path / "small"
+    shutil.copytree(small_folder, folder)
+    (folder / "new").mkdir()
+    path, listener = tmp_path / "patch.h5", Heard()
+    digest = digest_of(patch.content)
+    write_note(path, RunNote("m.keras", str(folder), "0", False, (), 0, "", {}, {}, digest))
+    assert find_rival(base, path, patch, None, None, 0, listener) is None
+    note_path(path).write_text("damaged")
+    assert find_rival(base, path, patch, None, None, 0, listener) is None
+    assert ["no images to train a surrogate on" in said for said in listener.said] == [True, True]
 
 
 def test_a_run_goes_on_with_the_same_surrogate_only(tmp_path: Path, base: Base, patch: Patch, small: ImageSet) -> None:

@@ -52,7 +52,7 @@ DEFAULTS = {
 }
 # As many to begin with for every defence, a factor of about three apart: around the default of `fixpatch train` for the
 # fixers, and around a middle of our own for the trainers of this folder, which have no default. Where the best is at an
-# edge, tuning goes on beyond it, for every defence by up to FURTHER rates: what was tried first decides nothing then.
+# edge, tuning goes on beyond it, for every defence by up to FURTHER rates: what was tried first decides little then.
 RATES = {
     "fixers": (1e-3, 3e-3, 1e-2),
     "adversarial": (3e-4, 1e-3, 3e-3),
