@@ -135,7 +135,7 @@ def load(
     with admitted(path, trust=trust, imports=imports) as copy:
         model = _load_file(copy, path, trust, imports)
     try:
-        base = as_base(model, input_range=input_range, name=str(path))
+        base = as_base(model, input_range=input_range, name=path.name)
         len(base.layers)  # every model has some; looked at here, where what is odd is the file's fault
     except FixpatchError:
         raise

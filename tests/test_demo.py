@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -51,17 +52,23 @@ def test_demo_refuses_a_file_and_a_place_that_it_cannot_make(tmp_path: Path) -> 
     assert (tmp_path / "file").read_text() == "mine"
 
 
-def test_an_interruption_says_in_which_folder_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interruption_says_in_which_folder_to_go_on(
+    tmp_path: Path, model_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
+    def prepare(folder: Path, force: bool) -> float:
+        folder.mkdir()
+        shutil.copy(model_file, folder / "model.keras")
+        return 0.99
+
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("fixpatch.demo.prepare", lambda folder, force: folder.mkdir() or 0.99)
-    monkeypatch.setattr("fixpatch.modelfiles.inspect_file", interrupt)
+    monkeypatch.setattr("fixpatch.demo.prepare", prepare)
     monkeypatch.setattr("fixpatch.jobs.train_files", interrupt)
     result = CliRunner().invoke(app, ["demo", "there"])
-    assert result.exit_code == 130
-    assert "in there/, where the example is" in result.stderr
+    assert result.exit_code == 130, result.stderr
+    assert "--resume\nin there/, where the example is" in result.stderr
 
 
 def test_readme_shows_the_four_lines_and_only_real_commands() -> None:
