@@ -77,13 +77,13 @@ class KerasClassifier(ClassGradientsMixin, ClassifierMixin, LossGradientsMixin, 
         self._memories: dict[Callable, Memory] = {}
         self._scores = Scores()
         self._tracker: Tracker | None = None
-        self._seen: tuple[int, ...] = (32, 32, 32)
+        self._seen: tuple[int, ...] = tuple(size or 32 for size in self._logits.inputs[0].shape[1:])
         self._variants: dict[tuple[str, str], KerasClassifier] = {}
 
     @property
     def input_shape(self) -> tuple[int, ...]:
         """Shape of one image as the model takes it; a size that it leaves open is that of the images last seen."""
-        return tuple(size or seen for size, seen in zip(self._logits.inputs[0].shape[1:], self._seen, strict=True))
+        return self._seen
 
     @cached_property
     def channels_first(self) -> bool:
