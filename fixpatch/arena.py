@@ -174,8 +174,8 @@ class Arena:
         outside = cached = 0
         for shard in self.craft(target, config, seed):
             for name, model in self.models.items():
-                model.judge.start_over()
-                right[name].append(judge_right(model.judge, shard.adversarial, shard.y))
+                with model.judge.afresh():
+                    right[name].append(judge_right(model.judge, shard.adversarial, shard.y))
             outside += count_outside(shard.clean, shard.adversarial, config, self.base.input_range)
             cached += len(shard.y) * shard.cached
         joined = {name: np.concatenate(found) for name, found in right.items()}
@@ -225,10 +225,10 @@ def measure_unrest(judge: KerasClassifier, images: ImageSet, base: Base) -> floa
     rows = np.linspace(0, len(images) - 1, min(8, len(images))).astype(int)  # they come by class
     few = to_model(images.take(rows).to_range(base.input_range), base.channels_first)
     passes = []
-    judge.start_over()
-    for _ in range(PASSES):
-        judge.forget()  # what is remembered would agree with itself
-        passes.append(judge.predict(few))
+    with judge.afresh():
+        for _ in range(PASSES):
+            judge.forget()  # what is remembered would agree with itself
+            passes.append(judge.predict(few))
     judge.forget()
     return float(np.ptp(np.stack(passes), axis=0).max(initial=0))
 

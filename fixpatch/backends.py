@@ -5,7 +5,8 @@ Every function here takes any number of images without compiling anew for the la
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -102,10 +103,18 @@ def open_saved_model(folder: Path) -> Scores:
     return run
 
 
-def draw_as_new(model: keras.Model) -> None:
-    """Let the random layers of a model draw as in a process that has asked it nothing yet."""
-    for number, variable in enumerate(filter(_is_seed, model.non_trainable_variables)):
-        variable.assign(np.array([number, 0], variable.dtype))
+@contextmanager
+def drawing_as_new(model: keras.Model) -> Iterator[None]:
+    """Let the random layers of a model draw as if nobody had asked it yet, and go on after the block as without it."""
+    seeds = list(filter(_is_seed, model.non_trainable_variables))
+    before = [keras.ops.convert_to_numpy(seed) for seed in seeds]
+    for number, seed in enumerate(seeds):
+        seed.assign(np.array([number, 0], seed.dtype))
+    try:
+        yield
+    finally:
+        for seed, value in zip(seeds, before, strict=True):
+            seed.assign(value)
 
 
 def _compiler() -> tuple[Callable[[keras.Model, Objective], Gradients], Callable[[keras.Model], Scores]]:

@@ -14,7 +14,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from fixpatch.backends import draw_as_new, expected_gradients, expected_scores, forward, value_and_gradient
+from fixpatch.backends import drawing_as_new, expected_gradients, expected_scores, forward, value_and_gradient
 from fixpatch.graph import calls, channels_first
 from fixpatch.heads import logits_view
 from fixpatch.lean import lean_copy
@@ -123,10 +123,15 @@ class KerasClassifier(ClassGradientsMixin, ClassifierMixin, LossGradientsMixin, 
             if other is not self:
                 other.forget()
 
-    def start_over(self) -> None:
-        """Forget, and let random layers draw as in a new process: nothing asked or cached before shapes an answer."""
+    @contextmanager
+    def afresh(self) -> Iterator[None]:
+        """Forget, and let random layers draw as new inside the block: nothing asked or cached before shapes an answer.
+
+        After it they go on as without it: a model that is being trained meets the numbers of its own.
+        """
         self.forget()
-        draw_as_new(self._logits)
+        with drawing_as_new(self._logits):
+            yield
 
     def _like(self, model: keras.Model, **changes: Any) -> KerasClassifier:
         kept = ("batch_size", "loss", "precision", "samples", "joint")

@@ -211,10 +211,10 @@ def _finished(name: str, make: Callable[[], Array], shelf: Shelf | None, cache: 
 def _pair(
     classifier: KerasClassifier, attack: AttackConfig, shard: Shard, seed: int, settle: bool, known: Array | None
 ) -> Array:
-    classifier.start_over()  # a shard is the same whichever others were made before it, or came from the cache
-    found = attack_images(
-        attack, classifier, shard.clean, shard.y, shard.keys, seed=seed, view=shard.view, settle=settle, known=known
-    )
+    with classifier.afresh():  # a shard is the same whichever others were made before it, or came from the cache
+        found = attack_images(
+            attack, classifier, shard.clean, shard.y, shard.keys, seed=seed, view=shard.view, settle=settle, known=known
+        )
     return np.stack([shard.clean, found])
 
 

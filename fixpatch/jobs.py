@@ -126,13 +126,13 @@ def train_files(
     if report is not None and patch.facts is not None:
         write_training_report(patch.facts, report, command=command, patch=describe(patch.content), force=force)
     if patched_model is not None:
-        with naming_what_is_there(out):
+        with _naming(out):
             save_model(patch.apply(base), patched_model, force, trust=model.trust, imports=model.imports)
     return patch
 
 
 @contextmanager
-def naming_what_is_there(patch: Path) -> Iterator[None]:
+def _naming(patch: Path) -> Iterator[None]:
     """Let an error of the block say that the patch is written all the same."""
     try:
         yield

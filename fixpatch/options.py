@@ -19,7 +19,7 @@ from fixpatch.config import (
     TrainingConfig,
 )
 from fixpatch.errors import SettingError
-from fixpatch.parsing import parse_fraction
+from fixpatch.parsing import parse_fraction, split_names
 from fixpatch.threats import ATTACKERS, BUDGETS, LABELS, LOSSES, NAMED_ATTACKS, NORMS, PRECISIONS
 
 
@@ -178,7 +178,7 @@ Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Also all checks,
 
 def parse_names(text: str | None) -> tuple[str, ...]:
     """Read `a,b`."""
-    return tuple(name.strip() for name in text.split(",") if name.strip()) if text else ()
+    return tuple(name for name in split_names(text or "") if name)
 
 
 def require_one_form(**forms: bool) -> None:

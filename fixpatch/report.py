@@ -147,10 +147,10 @@ def _environment() -> Environment:
 def list_facts(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Write settings, each with its name; what has a table of its own is left out."""
     apart = ("splits", "class_names", "versions")
-    if "norm" in facts:  # a radius is one of grey levels in one of the norms only
-        facts = {**facts, "eps": eps_of(facts["eps"], facts["norm"])}
+    # A radius is one of grey levels in one of the norms only.
+    known = {"eps": eps_of(facts["eps"], facts["norm"])} if "norm" in facts else {}
     return [
-        (name.replace("_", " "), value if name == "eps" and isinstance(value, str) else _written(name, value))
+        (name.replace("_", " "), known.get(name) or _written(name, value))
         for name, value in facts.items()
         if name not in apart and not (isinstance(value, Mapping) and "value" not in value)
     ]

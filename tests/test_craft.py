@@ -79,6 +79,18 @@ def test_pairs_are_made_in_the_range_that_suits_the_images(model_file: Path, sma
         fixpatch.make_pairs(fixpatch.as_base(bytewise), small, seed=-1)
 
 
+def test_an_attack_leaves_the_numbers_of_a_random_model_as_they_were(base: Base, small: ImageSet) -> None:
+    """Else a model in training, attacked batch by batch, would drop the same features in every step."""
+    model = keras.Model(base.model.input, keras.layers.Dropout(0.5)(base.model.output))
+    image = keras.Input((8, 8, 1))
+    noisy = keras.Model(image, base.model(keras.layers.GaussianNoise(0.1)(image)))
+    for each in (model, noisy):
+        seeds = [variable for variable in each.non_trainable_variables if "seed_generator_state" in variable.path]
+        seeds[0].assign(np.array([7, 9], np.uint32))
+        craft_pairs(KerasClassifier(each), ATTACK, small.take(range(4)), fingerprint="f", folder=None)
+        assert np.array_equal(keras.ops.convert_to_numpy(seeds[0]), [7, 9])
+
+
 def test_what_the_model_is_known_to_say_changes_no_pair(base: Base, small: ImageSet) -> None:
     """In the second shard too: an image that is taken for wrong already would not be attacked."""
     many = replace(small, x=np.concatenate([small.x, small.x[:10]]), y=np.concatenate([small.y, small.y[:10]]))
